@@ -1,0 +1,52 @@
+# One command per intent; CI runs the same ones.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= examples/smollm2-135m-instruct/config.yaml
+
+.DEFAULT_GOAL := help
+.PHONY: help serve install dev test test-fast check format proto clean
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+serve: install ## a served chat model, from a fresh machine (CONFIG=FILE for another model)
+	$(BIN)/briton serve --config $(CONFIG)
+
+install: $(VENV)/.installed ## the package, in .venv
+
+dev: $(VENV)/.dev ## the package and what its tests need, in .venv
+
+test: dev ## everything, from a fresh machine to a green run
+	$(BIN)/python -m pytest
+
+test-fast: dev ## the tests that need no model
+	$(BIN)/python -m pytest -m "not slow"
+
+check: dev ## ruff, mypy --strict, generated files unchanged
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tests/generated.py --check
+
+format: dev ## let ruff rewrite what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: dev ## briton/v1 from proto/
+	$(BIN)/python tests/generated.py
+
+clean: ## remove .venv
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.installed

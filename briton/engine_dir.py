@@ -1,0 +1,102 @@
+"""An engine directory: what the builder writes and an executor reads.
+
+    engine.json             the manifest below
+    rank0.safetensors ...   weights, one file a rank, already quantized and fused as the graph wants them
+    tokenizer.json          and tokenizer_config.json, chat_template.jinja, generation_config.json where the checkpoint has them
+
+Weight names: `embed_tokens`, `norm`, `lm_head` (absent when tied), and for each layer i `layers.{i}.input_norm`, `.qkv`, `.o`,
+`.post_attention_norm`, `.gate_up`, `.down`. `qkv` is [query; key; value] and `gate_up` is [gate; up], stacked by output row.
+Norms are F32 [hidden]. A matrix X is [out, in], stored as its dtype says:
+
+    F32, BF16   X
+    int8        X I8 [out, in], `X.scale` F16 [out, groups]; groups = 1 is one scale a row, else in / groups weights share one
+    int4        X U8 [out, in / 2], two 4-bit values a byte, low nibble first; `X.scale` F16 [out, groups];
+                `X.zero` [out, groups], U8 (one zero point of 0..15 a byte) or F16 (a fractional zero point, as GGUF's Q4_1 has)
+
+so that weight = (q - zero) * scale. A bias is `X.bias`, F32 [out].
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from briton.errors import BuildError
+
+MANIFEST = "engine.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Shapes of a decoder, in the vocabulary of a Hugging Face config.json."""
+
+    architecture: str  # "llama"
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: dict[str, Any] | None = None  # {"rope_type": "llama3" | "linear", "factor": ..., ...}
+    tie_word_embeddings: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineManifest:
+    """The content of engine.json."""
+
+    model_name: str
+    model: ModelConfig
+    quantization_type: str  # as the config says
+    weights_dtype: str  # what is stored: "bf16", "f32", "int8", "int4", "int4/int8" (MLP/elsewhere)
+    kv_cache_dtype: str  # "bf16", "u8", "f32"
+    tokenizer_hash: str  # sha256 of tokenizer.json, hex
+    stop_token_ids: tuple[int, ...]
+    builder_version: str
+    source: dict[str, str]  # checkpoint source, repo, revision
+    target: str = "local"
+    tensor_parallel_size: int = 1
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> {"size": bytes, "sha256": hex}
+    format_version: int = FORMAT_VERSION
+
+    def save(self, directory: Path) -> None:
+        """Write engine.json."""
+        (directory / MANIFEST).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def load_manifest(directory: Path) -> EngineManifest:
+    """Read engine.json and check that every file it names is there with its size. Raises BuildError."""
+    path = directory / MANIFEST
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BuildError(f"{directory} is not an engine directory: it has no {MANIFEST}") from None
+    except ValueError as error:
+        raise BuildError(f"{path} is not JSON: {error}") from None
+    if raw.get("format_version") != FORMAT_VERSION:
+        raise BuildError(
+            f"{path} has format version {raw.get('format_version')}; this briton reads {FORMAT_VERSION}: build it again"
+        )
+    try:
+        raw["model"] = ModelConfig(**raw["model"])
+        raw["stop_token_ids"] = tuple(raw["stop_token_ids"])
+        manifest = EngineManifest(**raw)
+    except (KeyError, TypeError) as error:
+        raise BuildError(f"{path} does not have the fields of an engine manifest: {error}") from None
+    for name, entry in manifest.files.items():
+        file = directory / name
+        if not file.is_file() or file.stat().st_size != entry["size"]:
+            raise BuildError(f"{file} is missing or truncated: build the engine again")
+    return manifest
+
+
+def rank_file(rank: int) -> str:
+    """The name of a rank's weights."""
+    return f"rank{rank}.safetensors"
