@@ -1,0 +1,69 @@
+"""What a config may say but had better not, and what has no effect here. Pure functions of a parsed config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from briton.config.section import unknown_keys
+from briton.config.trt_llm import TRTLLMConfigurationV2
+from briton.config.truss import LEGACY_TAG, OPENAI_TAG, OTHER_TRUSS_KEYS, TrussConfig
+
+_MANY_DRAFT_TOKENS = 512
+_LARGE_SPECULATIVE_BATCH = 64
+
+
+def advice(truss: TrussConfig) -> Iterator[str]:
+    """The warnings of a config, each one complete line."""
+    unknown = [".".join(path) for path in unknown_keys(truss) if not (len(path) == 1 and path[0] in OTHER_TRUSS_KEYS)]
+    if unknown:
+        yield f"unknown keys, kept without effect: {', '.join(unknown)}"
+    yield from _tags(truss)
+    yield from _build(truss)
+    if isinstance(truss.trt_llm, TRTLLMConfigurationV2):
+        yield from _patches(truss.trt_llm)
+
+
+def _tags(truss: TrussConfig) -> Iterator[str]:
+    tags = truss.model_metadata.tags
+    if LEGACY_TAG in tags:
+        yield f"model_metadata.tags: `{LEGACY_TAG}` has no effect: only the OpenAI API is served"
+    elif OPENAI_TAG not in tags and not truss.trt_llm.build.is_encoder:
+        yield f"model_metadata.tags: `{OPENAI_TAG}` is missing; the OpenAI API is served all the same"
+
+
+def _build(truss: TrussConfig) -> Iterator[str]:
+    build = truss.trt_llm.build
+    if (speculator := build.speculator) is not None:
+        yield (
+            "trt_llm.build.speculator: lookahead decoding is read and validated; "
+            "the local executor does not speculate yet"
+        )
+        if build.max_batch_size > _LARGE_SPECULATIVE_BATCH:
+            yield (
+                f"trt_llm.build.max_batch_size: {build.max_batch_size} is large for speculative decoding; "
+                "32 to 64 is recommended"
+            )
+        if (speculator.num_draft_tokens or 0) > _MANY_DRAFT_TOKENS:
+            yield (
+                f"trt_llm.build.speculator.num_draft_tokens: {speculator.num_draft_tokens} is many; "
+                f"up to {_MANY_DRAFT_TOKENS} is recommended"
+            )
+    if build.lora_adapters:
+        yield "trt_llm.build.lora_adapters: the local executor serves the base model only"
+    if build.is_encoder and build.quantization_type.quantizes_kv_cache:
+        yield f"trt_llm.build.quantization_type: {build.quantization_type} is alpha for encoders: they keep no KV cache"
+    experts = build.moe_expert_parallel_option
+    if experts > 0 and build.tensor_parallel_count % experts:
+        yield (
+            f"trt_llm.build.moe_expert_parallel_option: {experts} does not divide tensor_parallel_count "
+            f"({build.tensor_parallel_count})"
+        )
+
+
+def _patches(section: TRTLLMConfigurationV2) -> Iterator[str]:
+    patches = section.runtime.patch_kwargs
+    shadowing = [name for name in patches if name == "build_config" or name in type(section.runtime).model_fields]
+    if shadowing:
+        yield f"trt_llm.runtime.patch_kwargs: {', '.join(shadowing)} must be set in trt_llm.runtime itself"
+    if patches:
+        yield "trt_llm.runtime.patch_kwargs: for TensorRT-LLM; the local executor does not read it"

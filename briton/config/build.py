@@ -1,0 +1,175 @@
+"""`trt_llm.build`: what is built from a checkpoint, with the refusals of the public schema."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints, model_validator
+from typing_extensions import Self
+
+from briton.config.checkpoint import CheckpointRepository
+from briton.config.enums import TrussSpecDecMode, TrussTRTLLMModel, TrussTRTLLMQuantizationType
+from briton.config.runtime import MaxBatchSize, MaxSeqLen, TrussTRTLLMRuntimeConfiguration, WorldSize
+from briton.config.section import Section, refuse
+
+MAX_DRAFT_TOKENS = 2048
+
+_AdapterName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_\-\.:]+$")]
+_CalibrationLength = Annotated[int, Field(ge=64, le=16_384, multiple_of=64)]
+_RENAMED = {
+    TrussTRTLLMModel.PALMYRA,
+    TrussTRTLLMModel.QWEN,
+    TrussTRTLLMModel.LLAMA,
+    TrussTRTLLMModel.MISTRAL,
+    TrussTRTLLMModel.DEEPSEEK,
+}
+
+
+class TrussTRTLLMPluginConfiguration(Section):
+    """TensorRT-LLM's attention plugins."""
+
+    paged_kv_cache: bool = True
+    use_paged_context_fmha: bool = True
+    use_fp8_context_fmha: bool = False  # enabled by the builder where it helps: read, without effect
+
+
+class TrussTRTQuantizationConfiguration(Section):
+    """Calibration data, for the quantization types that need it."""
+
+    calib_size: _CalibrationLength = 1024
+    calib_dataset: str = "abisee/cnn_dailymail"
+    calib_max_seq_length: _CalibrationLength = 1536
+
+
+class TrussTRTLLMLoraConfiguration(Section):
+    """Limits of LoRA adapters."""
+
+    max_lora_rank: int = 64
+    lora_target_modules: list[str] = Field(default_factory=list)
+
+
+class TrussSpeculatorConfiguration(Section):
+    """Speculative decoding. Lookahead (Fu et al. 2024) is what is left of it: external drafts are discontinued."""
+
+    speculative_decoding_mode: TrussSpecDecMode = TrussSpecDecMode.DRAFT_EXTERNAL
+    num_draft_tokens: Annotated[int, Field(ge=1)] | None = None  # lookahead: defaults to what its three sizes need
+    checkpoint_repository: CheckpointRepository | None = None
+    runtime: TrussTRTLLMRuntimeConfiguration = Field(default_factory=TrussTRTLLMRuntimeConfiguration)
+    build: TrussTRTLLMBuildConfiguration | None = None
+    lookahead_windows_size: Annotated[int, Field(ge=1)] | None = None
+    lookahead_ngram_size: Annotated[int, Field(ge=1)] | None = None
+    lookahead_verification_set_size: Annotated[int, Field(ge=1)] | None = None
+    enable_b10_lookahead: bool | None = False
+
+    @model_validator(mode="after")
+    def _check_mode(self) -> Self:
+        if self.speculative_decoding_mode is TrussSpecDecMode.DRAFT_EXTERNAL:
+            raise refuse(
+                "DRAFT_TOKENS_EXTERNAL is discontinued: use LOOKAHEAD_DECODING, or leave the speculator out",
+                "speculative_decoding_mode",
+            )
+        for name in ("lookahead_windows_size", "lookahead_ngram_size", "lookahead_verification_set_size"):
+            if getattr(self, name) is None:
+                raise refuse(f"LOOKAHEAD_DECODING requires {name}", name)
+        required = lookahead_draft_tokens(
+            self.lookahead_windows_size or 0, self.lookahead_ngram_size or 0, self.lookahead_verification_set_size or 0
+        )
+        given = self.num_draft_tokens
+        if given is None and required < 1:
+            raise refuse("lookahead of n-gram size 1 drafts no tokens: give num_draft_tokens", "num_draft_tokens")
+        tokens = required if given is None else given
+        if tokens < required:
+            raise refuse(f"num_draft_tokens is {tokens}; the lookahead sizes need {required}", "num_draft_tokens")
+        if tokens > MAX_DRAFT_TOKENS:
+            raise refuse(f"{tokens} draft tokens are more than the limit of {MAX_DRAFT_TOKENS}", "num_draft_tokens")
+        object.__setattr__(self, "num_draft_tokens", tokens)  # still being made, so not yet frozen
+        return self
+
+
+def lookahead_draft_tokens(windows: int, ngram: int, verification_set: int) -> int:
+    """The draft tokens of one lookahead step, as TensorRT-LLM counts them."""
+    return (0 if ngram == 1 else ngram - 2) + (windows - 1 + verification_set) * (ngram - 1)
+
+
+class TrussTRTLLMBuildConfiguration(Section):
+    """An engine's model, limits, quantization and parallelism."""
+
+    base_model: TrussTRTLLMModel = TrussTRTLLMModel.DECODER
+    max_seq_len: MaxSeqLen | None = None  # None: the checkpoint's own
+    max_batch_size: MaxBatchSize = 256
+    max_num_tokens: Annotated[int, Field(strict=True, gt=64, le=1_048_576)] = 8192
+    max_beam_width: Annotated[int, Field(strict=True, ge=1, le=1)] = 1
+    max_prompt_embedding_table_size: int = 0
+    checkpoint_repository: CheckpointRepository | None = None
+    gather_all_token_logits: bool = False
+    strongly_typed: bool = False
+    quantization_type: TrussTRTLLMQuantizationType = TrussTRTLLMQuantizationType.NO_QUANT
+    quantization_config: TrussTRTQuantizationConfiguration = Field(default_factory=TrussTRTQuantizationConfiguration)
+    tensor_parallel_count: WorldSize = 1
+    # The public schema leaves these two open; a product of ranks below one can run nowhere.
+    pipeline_parallel_count: Annotated[int, Field(ge=1)] = 1
+    moe_expert_parallel_option: int = -1
+    sequence_parallel_count: Annotated[int, Field(ge=1)] = 1
+    plugin_configuration: TrussTRTLLMPluginConfiguration = Field(default_factory=TrussTRTLLMPluginConfiguration)
+    num_builder_gpus: Annotated[int, Field(ge=1)] | None = None
+    speculator: TrussSpeculatorConfiguration | None = None
+    lora_adapters: dict[_AdapterName, CheckpointRepository] | None = None
+    lora_configuration: TrussTRTLLMLoraConfiguration | None = None
+    skip_build_result: bool = False
+
+    @property
+    def is_encoder(self) -> bool:
+        """An embedding, reranking or classification model."""
+        return self.base_model in (TrussTRTLLMModel.ENCODER, TrussTRTLLMModel.ENCODER_BERT)
+
+    @property
+    def world_size(self) -> int:
+        """Ranks: tensor x pipeline x sequence parallelism."""
+        return self.tensor_parallel_count * self.pipeline_parallel_count * self.sequence_parallel_count
+
+    @property
+    def is_paged(self) -> bool:
+        """KV blocks can be reused, and a context computed in chunks."""
+        plugins = self.plugin_configuration
+        return plugins.paged_kv_cache and plugins.use_paged_context_fmha
+
+    @model_validator(mode="after")
+    def _check_base_model(self) -> Self:
+        if self.base_model in _RENAMED:
+            raise refuse(f"base_model `{self.base_model}` was renamed to `decoder`", "base_model")
+        if self.base_model is TrussTRTLLMModel.WHISPER:
+            raise refuse("base_model `whisper` is not supported by trt_llm any more", "base_model")
+        if self.is_encoder:
+            plugins = self.plugin_configuration.model_copy(
+                update={"paged_kv_cache": False, "use_paged_context_fmha": False}
+            )
+            object.__setattr__(self, "plugin_configuration", plugins)  # still being made, so not yet frozen
+        return self
+
+    @model_validator(mode="after")
+    def _check_plugins(self) -> Self:
+        plugins = self.plugin_configuration
+        if plugins.use_paged_context_fmha and not plugins.paged_kv_cache:
+            raise refuse(
+                "use_paged_context_fmha requires paged_kv_cache", "plugin_configuration.use_paged_context_fmha"
+            )
+        if self.speculator is not None and not self.is_paged:
+            raise refuse(
+                "speculative decoding requires KV cache block reuse: paged_kv_cache and use_paged_context_fmha",
+                "speculator",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_expert_parallelism(self) -> Self:
+        experts = self.moe_expert_parallel_option
+        if experts != -1 and not 1 <= experts <= self.tensor_parallel_count:
+            raise refuse(
+                f"moe_expert_parallel_option must be -1 or between 1 and tensor_parallel_count "
+                f"({self.tensor_parallel_count}), not {experts}",
+                "moe_expert_parallel_option",
+            )
+        return self
+
+
+TrussSpeculatorConfiguration.model_rebuild()

@@ -1,0 +1,62 @@
+"""The process environment. It is read here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from briton.errors import ConfigError
+
+_SECRET_PREFIX = "TRUSS_SECRET_"
+_TOKEN_NAMES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ACCESS_TOKEN")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What Briton takes from its surroundings. Secrets are left out of its repr."""
+
+    cache_dir: Path  # BRITON_CACHE_DIR, else $XDG_CACHE_HOME/briton, else ~/.cache/briton
+    hf_token: str | None = field(default=None, repr=False)  # HF_TOKEN, HUGGING_FACE_HUB_TOKEN or HF_ACCESS_TOKEN
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)  # TRUSS_SECRET_<name>
+    secrets_dir: Path = Path("/secrets")  # one file a secret, as Truss mounts them
+
+    def hf_token_for(self, runtime_secret_name: str) -> str | None:
+        """The Hugging Face token of a checkpoint, the most specific first.
+
+        TRUSS_SECRET_<name>, then the file <name> in the secrets mount, then `hf_token`. None leaves it to
+        huggingface_hub, which knows the token of `hf auth login`. Raises ConfigError when the mounted secret cannot be read.
+        """
+        if secret := self.secrets.get(runtime_secret_name):
+            return secret
+        file = self.secrets_dir / runtime_secret_name
+        try:
+            return file.read_text(encoding="utf-8").strip() or self.hf_token
+        except (FileNotFoundError, NotADirectoryError):
+            return self.hf_token
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the secret {file} cannot be read: {error}", "runtime_secret_name") from None
+
+
+def load_environment(environ: Mapping[str, str] | None = None) -> Environment:
+    """Read the environment (`environ` stands in for os.environ in tests). Empty variables count as unset."""
+    variables = {name: value for name, value in (os.environ if environ is None else environ).items() if value.strip()}
+    return Environment(
+        cache_dir=_cache_dir(variables),
+        hf_token=next((variables[name].strip() for name in _TOKEN_NAMES if name in variables), None),
+        secrets={
+            name.removeprefix(_SECRET_PREFIX): value.strip()
+            for name, value in variables.items()
+            if name.startswith(_SECRET_PREFIX)
+        },
+    )
+
+
+def _cache_dir(variables: Mapping[str, str]) -> Path:
+    if explicit := variables.get("BRITON_CACHE_DIR"):
+        return Path(explicit).expanduser().absolute()
+    if xdg := variables.get("XDG_CACHE_HOME"):
+        return Path(xdg).expanduser().absolute() / "briton"
+    home = variables.get("HOME")
+    return (Path(home) if home else Path("~").expanduser()) / ".cache" / "briton"

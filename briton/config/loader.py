@@ -1,0 +1,83 @@
+"""config.yaml -> Config. Whatever is wrong with the file ends in a ConfigError with file, line and field."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from briton.config.advice import advice
+from briton.config.config import Config
+from briton.config.truss import TrussConfig
+from briton.config.yaml_file import YamlFile, read_yaml
+from briton.errors import ConfigError
+
+_SHOWN_VALUE = 60  # characters of an offending value
+
+
+def load_config(path: Path) -> Config:
+    """Read a Truss config with its `trt_llm` and `briton` sections. Raises ConfigError(message, field)."""
+    file = read_yaml(path)
+    if file.data.get("trt_llm") is None:
+        raise ConfigError(f"{path}: trt_llm: the section is missing, so there is no model to serve", "trt_llm")
+    try:
+        truss = TrussConfig.model_validate(file.data)
+    except ValidationError as error:
+        raise _config_error(file, error) from None
+    return Config(
+        trt_llm=truss.trt_llm,
+        briton=truss.briton,
+        path=path,
+        model_name=truss.model_name,
+        accelerator=truss.resources.accelerator,
+        warnings=tuple(advice(truss)),
+    )
+
+
+def _config_error(file: YamlFile, error: ValidationError) -> ConfigError:
+    """The first error with file, line, field and value, and the fields of the others."""
+    details = error.errors(include_url=False)
+    field, line = _locate(file, details[0])
+    others = list(dict.fromkeys(_locate(file, detail)[0] for detail in details[1:]))
+    also = f" (also wrong: {', '.join(others)})" if others else ""
+    return ConfigError(f"{file.path}:{line}: {field}: {_message(details[0])}{also}", field)
+
+
+def _locate(file: YamlFile, detail: ErrorDetails) -> tuple[str, int]:
+    context = detail.get("ctx", {})
+    location = (*detail["loc"], *(step for step in str(context.get("field", "")).split(".") if step))
+    found, line = file.find(location)
+    if detail["type"] == "missing":
+        found = (*found, str(location[-1]))
+    elif context.get("field"):
+        # Validators name the field that is wrong, which may be one that the file leaves at its default.
+        found = tuple(str(step) for step in location if step not in ("v1", "v2"))
+    return ".".join(found), line
+
+
+def _message(detail: ErrorDetails) -> str:
+    match detail["type"]:
+        case "refused":
+            return str(detail["msg"])
+        case "missing":
+            return "required, and missing"
+        case "extra_forbidden":
+            return f"unknown key{_suggestion(detail)}"
+    value: Any = detail["input"]
+    text = repr(value) if value is None or isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+    shown = text if len(text) <= _SHOWN_VALUE else text[: _SHOWN_VALUE - 3] + "..."
+    quote = " (quote it)" if detail["type"] == "string_type" and not isinstance(value, (dict, list)) else ""
+    return f"{detail['msg'][0].lower()}{detail['msg'][1:]}, not {shown}{quote}"
+
+
+def _suggestion(detail: ErrorDetails) -> str:
+    from briton.config.briton_section import BritonSection
+
+    model: Any = BritonSection
+    for step in detail["loc"][1:-1]:
+        model = model.model_fields[str(step)].annotation
+    close = difflib.get_close_matches(str(detail["loc"][-1]), list(model.model_fields), n=1)
+    return f": did you mean {close[0]}?" if close else f"; known are {', '.join(model.model_fields)}"

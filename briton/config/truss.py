@@ -1,0 +1,161 @@
+"""A whole Truss config: the sections that bear on `trt_llm`, and the rules that span them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
+
+from briton.config.briton_section import BritonSection
+from briton.config.enums import Accelerator, TrussTRTLLMModel
+from briton.config.section import Section, refuse
+from briton.config.trt_llm import TRTLLMConfiguration, TRTLLMConfigurationV1
+
+OPENAI_TAG = "openai-compatible"
+LEGACY_TAG = "force-legacy-api-non-openai-compatible"
+
+# Compute capability below 8.9 has no fp8, below 10.0 no fp4.
+_WITHOUT_FP8 = {Accelerator.A10G, Accelerator.A100, Accelerator.A100_40GB, Accelerator.T4, Accelerator.V100}
+_WITHOUT_FP4 = _WITHOUT_FP8 | {
+    Accelerator.H100,
+    Accelerator.H100_40GB,
+    Accelerator.H200,
+    Accelerator.L4,
+    Accelerator.L40S,
+}
+_TOO_OLD = {Accelerator.T4, Accelerator.V100}
+
+# Top-level keys of a Truss config that say nothing about `trt_llm`: known, kept, without effect.
+OTHER_TRUSS_KEYS = frozenset(
+    {
+        "apply_library_patches",
+        "base_image",
+        "build",
+        "build_commands",
+        "bundled_packages_dir",
+        "cache_internal",
+        "data_dir",
+        "description",
+        "docker_server",
+        "environment_variables",
+        "examples_filename",
+        "external_data",
+        "external_package_dirs",
+        "hf_cache",
+        "input_type",
+        "live_reload",
+        "model_cache",
+        "model_class_filename",
+        "model_class_name",
+        "model_framework",
+        "model_module_dir",
+        "model_type",
+        "python_version",
+        "requirements",
+        "requirements_file",
+        "runtime",
+        "secrets",
+        "spec_version",
+        "system_packages",
+        "training_checkpoints",
+        "use_local_src",
+        "weights",
+    }
+)
+
+
+class ModelMetadata(Section):
+    """`model_metadata`: free, but for the tags."""
+
+    tags: list[str] = Field(default_factory=list)
+    example_model_input: Any = None
+    repo_id: Any = None
+    avatar_url: Any = None
+    cover_image_url: Any = None
+
+
+class Resources(Section):
+    """`resources`: what the model asks of a machine. Only the accelerator has a meaning here."""
+
+    accelerator: str | None = None  # "NAME" or "NAME:count"
+    cpu: Any = None
+    memory: Any = None
+    use_gpu: Any = None
+    node_count: Any = None
+    instance_type: Any = None
+
+    @field_validator("accelerator")
+    @classmethod
+    def _is_accelerator(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        name, _, count = value.partition(":")
+        if name not in {accelerator.value for accelerator in Accelerator}:
+            names = ", ".join(accelerator.value for accelerator in Accelerator)
+            raise refuse(f"unknown accelerator {name!r}: it must be one of {names}")
+        if ":" in value and not (count.isascii() and count.isdigit() and int(count) >= 1):
+            raise refuse(f"{value!r} must be NAME or NAME:count with a count of at least 1")
+        return value
+
+    @property
+    def accelerator_name(self) -> Accelerator | None:
+        """Which accelerator; None when the config names none."""
+        return Accelerator(self.accelerator.partition(":")[0]) if self.accelerator else None
+
+    @property
+    def accelerator_count(self) -> int:
+        """How many; 0 when the config names none."""
+        return int(self.accelerator.partition(":")[2] or 1) if self.accelerator else 0
+
+
+class TrussConfig(Section):
+    """A config.yaml."""
+
+    model_name: str | None = None
+    model_metadata: ModelMetadata = Field(default_factory=ModelMetadata)
+    resources: Resources = Field(default_factory=Resources)
+    trt_llm: TRTLLMConfiguration
+    briton: Annotated[BritonSection, Field(strict=True)] = Field(default_factory=BritonSection)
+
+    @field_validator("model_metadata", "resources", "briton", mode="before")
+    @classmethod
+    def _empty_is_default(cls, value: Any) -> Any:
+        return {} if value is None else value  # `briton:` with nothing below it
+
+    @model_validator(mode="after")
+    def _check_tags(self) -> Self:
+        if OPENAI_TAG in self.model_metadata.tags and LEGACY_TAG in self.model_metadata.tags:
+            raise refuse(f"tags hold both `{OPENAI_TAG}` and `{LEGACY_TAG}`: keep one", "model_metadata.tags")
+        return self
+
+    @model_validator(mode="after")
+    def _check_accelerator(self) -> Self:
+        accelerator, build = self.resources.accelerator_name, self.trt_llm.build
+        if accelerator is None:
+            return self
+        if accelerator in _TOO_OLD and build.base_model is not TrussTRTLLMModel.ENCODER_BERT:
+            raise refuse(f"TensorRT-LLM is not supported on {accelerator}", "resources.accelerator")
+        quantization = build.quantization_type
+        if quantization.is_fp8 and accelerator in _WITHOUT_FP8:
+            raise refuse(
+                f"{quantization} is not supported on {accelerator}: it needs L4, H100 or newer",
+                "trt_llm.build.quantization_type",
+            )
+        if quantization.is_fp4 and accelerator in _WITHOUT_FP4:
+            raise refuse(
+                f"{quantization} is not supported on {accelerator}: it needs B200 or newer (compute capability 10.0)",
+                "trt_llm.build.quantization_type",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_world_size(self) -> Self:
+        count, build = self.resources.accelerator_count, self.trt_llm.build
+        if isinstance(self.trt_llm, TRTLLMConfigurationV1) and count and build.world_size != count:
+            raise refuse(
+                "Tensor parallelism and GPU count must be the same for TRT-LLM: "
+                f"the build has {build.world_size} ranks, resources.accelerator asks for {count}",
+                "trt_llm.build.tensor_parallel_count",
+            )
+        return self
