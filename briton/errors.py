@@ -23,7 +23,8 @@ class BritonError(Exception):
 
 @dataclass(eq=False)
 class InvalidRequest(BritonError):
-    """The request can never succeed. `field` is the path of the offending value, as the caller spells it ("sampling.top_p", "messages[0].role")."""
+    """The request can never succeed. `field` is the path of the offending value, as the caller spells it
+    ("sampling.top_p", "messages[0].role")."""
 
     field: str | None = None
     code: str | None = None  # OpenAI's error code, where it has one ("context_length_exceeded")
@@ -69,7 +70,8 @@ class DeadlineExceeded(BritonError):
 
 @dataclass(eq=False)
 class ConfigError(BritonError):
-    """A config file, a flag or the environment is wrong: exit code 2 of the command line. `field` is the path in the file."""
+    """A config file, a flag or the environment is wrong: exit code 2 of the command line. `field` is the path in the
+    file."""
 
     field: str | None = None
 

@@ -19,7 +19,8 @@ class Executor(Protocol):
     def submit(self, request: GenerationRequest) -> None:
         """Accept a request without blocking. Its chunks may come before this returns.
 
-        Raises InvalidRequest, Unsupported or QueueFull, and then no chunk ever comes; EngineDead after a failure or shutdown.
+        Raises InvalidRequest, Unsupported or QueueFull, and then no chunk ever comes; EngineDead after a failure or
+        shutdown.
         """
         ...
 
@@ -30,7 +31,8 @@ class Executor(Protocol):
     def await_chunks(self, timeout: float) -> list[TokenChunk]:
         """Wait up to `timeout` seconds for chunks of any request, oldest first; empty when none came.
 
-        For one caller thread. Raises EngineDead when the executor can make no more progress and all chunks were delivered.
+        For one caller thread. Raises EngineDead when the executor can make no more progress and all chunks were
+        delivered.
         """
         ...
 

@@ -85,7 +85,8 @@ class RequestTimings:
 class TokenChunk:
     """What one engine step gave to one sequence of a request.
 
-    `token_ids` are new tokens only, several when speculation accepted more than one. The token that ended the sequence (a stop id)
+    `token_ids` are new tokens only, several when speculation accepted more than one. The token that ended the
+    sequence (a stop id)
     is the last of them, and `stop_token_id` names it: it was generated and counts, but is not part of the text.
     Every accepted request ends in exactly one chunk with `is_final` set.
     """

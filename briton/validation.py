@@ -16,14 +16,16 @@ MAX_LOGIT_BIAS = 1024
 
 
 def check_request(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:
-    """Return the request with max_tokens cut to what the context leaves; raise InvalidRequest for whatever can never run."""
+    """Return the request with max_tokens cut to what the context leaves; raise InvalidRequest for whatever can never
+    run."""
     check_sampling(request.sampling, info)
     num_prompt = len(request.prompt_token_ids)
     if num_prompt == 0:
         raise InvalidRequest("prompt must have at least 1 token", "prompt")
     if num_prompt >= info.max_seq_len:
         raise InvalidRequest(
-            f"prompt has {num_prompt} tokens, which leaves no room for output: the maximum sequence length is {info.max_seq_len}",
+            f"prompt has {num_prompt} tokens, which leaves no room for output: the maximum sequence length is "
+            f"{info.max_seq_len}",
             "prompt",
             "context_length_exceeded",
         )
@@ -77,6 +79,6 @@ def _at_most(field: str, count: int, limit: int) -> None:
 
 
 def _check_ids(field: str, token_ids: tuple[int, ...], vocab_size: int) -> None:
-    if token_ids and not (0 <= min(token_ids) and max(token_ids) < vocab_size):
+    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
         bad = next(t for t in token_ids if not 0 <= t < vocab_size)
         raise InvalidRequest(f"{field} holds token id {bad}, outside the vocabulary of {vocab_size}", field)

@@ -1,0 +1,231 @@
+"""The local executor: one thread that turns the scheduler's plans into chunks, step after step."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from briton.errors import BritonError, EngineDead, InvalidRequest, QueueFull
+from briton.local.block_manager import BlockManager
+from briton.local.output import OutputProcessor
+from briton.local.plan import ScheduledSequence, StepInputs, StepPlan, step_inputs
+from briton.local.sampler import Sampler
+from briton.local.scheduler import Scheduler
+from briton.local.sequence import Request
+from briton.local.settings import SchedulerPolicy
+from briton.types import ExecutorStats, FinishReason, GenerationRequest, ModelInfo, TokenChunk
+from briton.validation import check_request
+
+logger = logging.getLogger(__name__)
+
+Forward = Callable[[StepInputs], NDArray[np.float32]]
+
+
+@dataclass(slots=True)
+class _Counters:
+    """The counters of ExecutorStats that the loop itself keeps."""
+
+    num_requests: int = 0
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    step_s: float = 0.0
+    host_s: float = 0.0
+
+
+class LocalExecutor:
+    """An `Executor` over a forward function. All of a step happens in its one thread; callers only touch the inbox
+    and the outbox."""
+
+    def __init__(
+        self, info: ModelInfo, forward: Forward, *, policy: SchedulerPolicy, enable_chunked_context: bool = True
+    ) -> None:
+        self.info = info
+        self._forward = forward
+        self._chunked = enable_chunked_context
+        self._blocks = BlockManager(info.kv_cache_tokens // info.kv_block_size, info.kv_block_size)
+        self._scheduler = Scheduler(
+            self._blocks,
+            max_batch_size=info.max_batch_size,
+            max_num_tokens=info.max_num_tokens,
+            policy=policy,
+            enable_chunked_context=enable_chunked_context,
+        )
+        self._sampler = Sampler(info.vocab_size, info.stop_token_ids)
+        self._output = OutputProcessor(info.stop_token_ids)
+        self._open: dict[int, Request] = {}
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)  # something came into the inbox
+        self._news = threading.Condition(self._lock)  # something came into the outbox
+        self._inbox: deque[GenerationRequest] = deque()
+        self._cancelled: deque[int] = deque()
+        self._outbox: list[TokenChunk] = []
+        self._closing = False
+        self._dead: EngineDead | None = None
+        self._counters = _Counters()
+        self._thread = threading.Thread(target=self._run, name="briton-local-executor", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest) -> None:
+        """See `Executor.submit`."""
+        request = check_request(request, self.info)
+        if not self._chunked and len(request.prompt_token_ids) > self.info.max_num_tokens:
+            raise InvalidRequest(
+                f"prompt has {len(request.prompt_token_ids)} tokens; without chunked context the limit is "
+                f"max_num_tokens = {self.info.max_num_tokens}",
+                "prompt",
+                "context_length_exceeded",
+            )
+        with self._lock:
+            if self._dead or self._closing:
+                raise self._dead or EngineDead("the executor is shut down")
+            if len(self._inbox) + self._scheduler.num_waiting_requests >= self.info.max_queue_size:
+                raise QueueFull(f"{self.info.max_queue_size} requests are waiting, which is the limit: try again later")
+            self._inbox.append(request)
+            self._work.notify()
+
+    def cancel(self, request_id: int) -> None:
+        """See `Executor.cancel`."""
+        with self._lock:
+            self._cancelled.append(request_id)
+            self._work.notify()
+
+    def await_chunks(self, timeout: float) -> list[TokenChunk]:
+        """See `Executor.await_chunks`."""
+        with self._lock:
+            self._news.wait_for(lambda: self._outbox or self._dead, timeout)
+            if not self._outbox and self._dead:
+                raise self._dead
+            chunks, self._outbox = self._outbox, []
+            return chunks
+
+    def stats(self) -> ExecutorStats:
+        """See `Executor.stats`."""
+        free = self._blocks.num_free_blocks
+        return ExecutorStats(
+            num_running=len(self._scheduler.running),
+            num_waiting=self._scheduler.num_waiting_requests + len(self._inbox),
+            kv_blocks_total=self._blocks.num_blocks,
+            kv_blocks_used=self._blocks.num_blocks - free,
+            kv_blocks_cached=self._blocks.num_cached_free_blocks,
+            num_cached_tokens=self._scheduler.num_cached_tokens,
+            num_preemptions=self._scheduler.num_preemptions,
+            **asdict(self._counters),
+        )
+
+    def shutdown(self) -> None:
+        """See `Executor.shutdown`."""
+        with self._lock:
+            self._closing = True
+            self._work.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        error: EngineDead | None = None
+        try:
+            while self._take_in():
+                self._step()
+        except Exception as cause:
+            logger.exception("the executor's step failed; every open request ends")
+            error = EngineDead(f"the executor failed: {cause}")
+        reason = FinishReason.CANCELLED if error is None else FinishReason.ERROR
+        ended = [self._output.ended(request, reason, error) for request in self._open.values()]
+        with self._lock:
+            left = [r.request_id for r in self._inbox]
+            ended += [TokenChunk(i, finish_reason=reason, error=error, is_final=True) for i in left]
+            self._inbox.clear()
+            self._outbox += ended
+            self._dead = error or EngineDead("the executor is shut down")
+            self._news.notify_all()
+
+    def _take_in(self) -> bool:
+        """Move the inbox into the scheduler, and carry out cancellations; sleep while there is nothing to do. False:
+        shut down."""
+        with self._lock:
+            while not (self._inbox or self._cancelled or self._closing or self._scheduler.has_work):
+                self._work.wait()
+            if self._closing:
+                return False
+            while self._inbox:
+                request = Request.create(self._inbox.popleft())
+                self._open[request.request.request_id] = request
+                self._scheduler.add(request)
+                self._counters.num_requests += 1
+            cancelled = list(self._cancelled)
+            self._cancelled.clear()
+        for request_id in cancelled:
+            found = self._open.get(request_id)
+            if found is not None:
+                self._emit([self._end(found, FinishReason.CANCELLED)])
+        return True
+
+    def _step(self) -> None:
+        started = time.perf_counter()
+        plan = self._scheduler.schedule()
+        if not plan:
+            return
+        inputs = step_inputs(plan)
+        self._counters.num_prompt_tokens += sum(_num_prompt_tokens(entry) for entry in plan)
+        dispatched = time.perf_counter()
+        logits = self._forward(inputs)
+        computed = time.perf_counter()
+        chunks = self._book(plan, logits)
+        self._emit(chunks)
+        ended = time.perf_counter()
+        self._counters.num_steps += 1
+        self._counters.step_s += ended - started
+        self._counters.host_s += ended - started - (computed - dispatched)
+
+    def _book(self, plan: StepPlan, logits: NDArray[np.float32]) -> list[TokenChunk]:
+        """Update every sequence of the plan, and sample for those that caught up with their tokens."""
+        due = [entry.sequence for entry in plan if entry.samples]
+        for sequence, count in plan:
+            self._scheduler.update(sequence, count)
+        chunks: list[TokenChunk] = []
+        for sequence, sampled in zip(due, self._sampler.sample(logits, due), strict=True):
+            request = sequence.request
+            if request.request.request_id not in self._open:
+                continue  # a sibling's error has just ended the request
+            if isinstance(sampled, Exception):
+                chunks.append(self._end(request, FinishReason.ERROR, sampled))
+                continue
+            self._counters.num_output_tokens += 1
+            if request.first_token_at is None:
+                request.first_token_at = time.monotonic()
+                self._scheduler.start_siblings(request)
+            chunk = self._output.append(sequence, sampled)
+            if sequence.finish_reason is not None:
+                self._scheduler.finish(sequence)
+                if request.is_finished:
+                    del self._open[request.request.request_id]
+            if chunk is not None:
+                chunks.append(chunk)
+        return chunks
+
+    def _end(self, request: Request, reason: FinishReason, error: Exception | None = None) -> TokenChunk:
+        """End a whole request before its time."""
+        if error is not None and not isinstance(error, BritonError):
+            logger.error("request %d failed", request.request.request_id, exc_info=error)
+        for sequence in request.sequences:
+            self._scheduler.finish(sequence)
+        del self._open[request.request.request_id]
+        return self._output.ended(request, reason, error)
+
+    def _emit(self, chunks: list[TokenChunk]) -> None:
+        if chunks:
+            with self._lock:
+                self._outbox += chunks
+                self._news.notify()
+
+
+def _num_prompt_tokens(entry: ScheduledSequence) -> int:
+    """How many of a scheduled sequence's new tokens belong to its prompt."""
+    sequence, count = entry
+    return max(0, min(count, sequence.num_prompt_tokens - sequence.num_computed_tokens))

@@ -1,0 +1,1 @@
+"""Decoder graphs in OpenVINO opset, and the weights they are made of."""

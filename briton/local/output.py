@@ -1,0 +1,73 @@
+"""From sampled tokens to chunks: what ends a sequence, and what its caller is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from briton.local.sampler import Sampled
+from briton.local.sequence import Request, Sequence
+from briton.types import FinishReason, TokenChunk, TokenLogprob
+
+
+class OutputProcessor:
+    """Appends tokens to sequences and decides their end."""
+
+    def __init__(self, stop_token_ids: Iterable[int]) -> None:
+        self._stop_token_ids = frozenset(stop_token_ids)
+
+    def append(self, sequence: Sequence, sampled: Sampled) -> TokenChunk | None:
+        """Add a token to its sequence, set `finish_reason` if it was the last, and return the chunk to send; None
+        when it is held back."""
+        sequence.token_ids.append(sampled.token_id)
+        stopped = self._is_stop(sequence, sampled.token_id)
+        if stopped or (sequence.guide is not None and sequence.guide.is_terminated()):
+            sequence.finish_reason = FinishReason.STOP
+        elif sequence.num_output_tokens >= sequence.sampling.max_tokens:
+            sequence.finish_reason = FinishReason.LENGTH
+        request = sequence.request
+        token_ids: tuple[int, ...] = (sampled.token_id,)
+        logprobs: tuple[TokenLogprob, ...] = () if sampled.logprob is None else (sampled.logprob,)
+        if not request.request.stream:
+            sequence.held_token_ids += token_ids
+            sequence.held_logprobs += logprobs
+            if sequence.finish_reason is None:
+                return None
+            token_ids, logprobs = tuple(sequence.held_token_ids), tuple(sequence.held_logprobs)
+        if sequence.finish_reason is None:
+            return TokenChunk(request.request.request_id, sequence.index, token_ids, logprobs)
+        is_final = request.is_finished
+        return TokenChunk(
+            request.request.request_id,
+            sequence.index,
+            token_ids,
+            logprobs,
+            sequence.finish_reason,
+            stop_token_id=sampled.token_id if stopped else None,
+            is_final=is_final,
+            cached_tokens=request.cached_tokens if is_final else 0,
+            timings=request.timings() if is_final else None,
+        )
+
+    def ended(self, request: Request, reason: FinishReason, error: Exception | None = None) -> TokenChunk:
+        """The final chunk of a request that ends before its time. Tokens held back are given with it where there is
+        but one sequence."""
+        last = next((s for s in request.sequences if s.finish_reason is None), request.sequences[0])
+        for sequence in request.sequences:
+            sequence.finish_reason = sequence.finish_reason or reason
+        return TokenChunk(
+            request.request.request_id,
+            last.index,
+            tuple(last.held_token_ids),
+            tuple(last.held_logprobs),
+            reason,
+            error=error,
+            is_final=True,
+            cached_tokens=request.cached_tokens,
+            timings=request.timings(),
+        )
+
+    def _is_stop(self, sequence: Sequence, token_id: int) -> bool:
+        sampling = sequence.sampling
+        if token_id in sampling.stop_token_ids:
+            return True
+        return token_id in self._stop_token_ids and (not sampling.ignore_eos or sequence.guide is not None)

@@ -1,0 +1,168 @@
+"""From logits to tokens: one row of float32 [vocab] for each sequence that is due.
+
+Order: penalties, logit bias, bad words and min_tokens, guide mask, temperature, top_k, top_p, min_p (TensorRT-LLM,
+vLLM).
+A row's result depends on nothing but the row and its sequence, so that a seed reproduces whatever else is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from briton.errors import BritonError
+from briton.local.penalties import PenaltyState
+from briton.local.sequence import Sequence
+from briton.types import SamplingParams, TokenLogprob
+
+Row = NDArray[np.float32]  # [vocab]
+
+
+class Sampled(NamedTuple):
+    """One sequence's next token."""
+
+    token_id: int
+    logprob: TokenLogprob | None = None
+
+
+class Sampler:
+    """Chooses tokens, and moves guides on with them. Holds the model's constants only; what a sequence needs over
+    time lives in the sequence."""
+
+    def __init__(self, vocab_size: int, stop_token_ids: Seq[int]) -> None:
+        self._vocab_size = vocab_size
+        self._stop_token_ids = list(stop_token_ids)
+        self._mask_row = np.empty((vocab_size + 31) // 32, np.int32)
+
+    def sample(self, logits: NDArray[np.float32], sequences: list[Sequence]) -> list[Sampled | Exception]:
+        """Sample row i of `logits` [rows, vocab] for sequence i; rows may be edited. An exception ends that
+        sequence's request alone."""
+        if all(_is_plain(sequence) for sequence in sequences):
+            return [Sampled(int(token)) for token in logits.argmax(axis=1)]
+        results: list[Sampled | Exception] = []
+        for row, sequence in zip(logits, sequences, strict=True):
+            try:
+                results.append(self._sample_row(row, sequence))
+            except Exception as error:
+                results.append(error)
+        return results
+
+    def _sample_row(self, row: Row, sequence: Sequence) -> Sampled:
+        sampling = sequence.sampling
+        raw = row.copy() if sampling.logprobs is not None else None
+        self._edit(row, sequence)
+        if sequence.guide is not None:
+            row = self._masked(row, sequence)
+        token_id = int(row.argmax()) if sampling.temperature == 0 else draw(row, sampling, sequence.rng)
+        if sequence.guide is not None and not sequence.guide.advance([token_id]):
+            raise RuntimeError(f"the guide refused token {token_id}, which its own mask allowed")
+        if sequence.penalties is not None:
+            sequence.penalties.add(token_id)
+        logprob = None if raw is None else token_logprob(raw, token_id, sampling.logprobs or 0)
+        return Sampled(token_id, logprob)
+
+    def _edit(self, row: Row, sequence: Sequence) -> None:
+        sampling = sequence.sampling
+        if PenaltyState.wanted(sampling):
+            if sequence.penalties is None:
+                sequence.penalties = PenaltyState(sequence.token_ids, sequence.num_prompt_tokens, self._vocab_size)
+            sequence.penalties.apply(row, sampling)
+        if sampling.logit_bias:
+            row[list(sampling.logit_bias)] += np.fromiter(sampling.logit_bias.values(), np.float32)
+        for *head, last in sampling.bad_words:
+            if not head or sequence.token_ids[-len(head) :] == head:
+                row[last] = -np.inf
+        if sequence.num_output_tokens < sampling.min_tokens:
+            row[self._stop_token_ids] = -np.inf
+            row[list(sampling.stop_token_ids)] = -np.inf
+
+    def _masked(self, row: Row, sequence: Sequence) -> Row:
+        """The row with what the guide forbids at -inf. The guide outranks min_tokens and bad words."""
+        assert sequence.guide is not None
+        sequence.guide.fill_bitmask(self._mask_row)
+        allowed = np.unpackbits(self._mask_row.view(np.uint8), bitorder="little")[: self._vocab_size].view(np.bool_)
+        masked: Row = np.where(allowed, row, np.float32(-np.inf))
+        if masked.max() > -np.inf:
+            return masked
+        if not allowed.any():
+            raise BritonError("the guide allows no token here: the output cannot be completed as asked")
+        free: Row = np.where(allowed, np.float32(0), np.float32(-np.inf))
+        return free
+
+
+def draw(row: Row, sampling: SamplingParams, rng: np.random.Generator) -> int:
+    """Draw from softmax(row / temperature) within top_k, top_p and min_p, with one number of `rng`.
+
+    Cuts before it sorts: a token below (1 - top_p) / vocab of the mass cannot be in the nucleus, since all such
+    tokens together
+    hold less than 1 - top_p.
+    """
+    uniform = rng.random()
+    scaled = row * np.float32(1 / max(sampling.temperature, 1e-5))
+    ids: NDArray[np.int64] | None = None  # None: all
+    if 0 < sampling.top_k < len(scaled):
+        ids = np.argpartition(scaled, -sampling.top_k)[-sampling.top_k :]
+        ids.sort()
+        scaled = scaled[ids]
+    mass = np.exp(scaled - scaled.max())  # the most likely has mass 1
+    floor = np.float32(sampling.min_p)
+    if sampling.top_p < 1:
+        floor = max(floor, np.float32((1 - sampling.top_p) * float(mass.sum()) / len(mass)))
+    if floor > 0:
+        kept = np.flatnonzero(mass >= floor)
+        total = float(mass.sum())
+        mass, ids = mass[kept], kept if ids is None else ids[kept]
+        if sampling.top_p < 1:
+            order = np.argsort(-mass, kind="stable")
+            nucleus = 1 + int(np.searchsorted(np.cumsum(mass[order], dtype=np.float64), sampling.top_p * total))
+            order = order[:nucleus]
+            mass, ids = mass[order], ids[order]
+    chosen = _inverse_cdf(mass, uniform)
+    return chosen if ids is None else int(ids[chosen])
+
+
+def token_logprob(raw: Row, token_id: int, num_top: int) -> TokenLogprob:
+    """Log probabilities under softmax(raw): of the token, and of the `num_top` most likely."""
+    peak = raw.max()
+    log_total = float(peak) + float(np.log(np.exp(raw - peak).sum(dtype=np.float64)))
+    if not num_top:
+        return TokenLogprob(token_id, float(raw[token_id]) - log_total)
+    ids = np.argpartition(raw, -num_top)[-num_top:]
+    ids = ids[np.argsort(-raw[ids], kind="stable")]
+    return TokenLogprob(
+        token_id, float(raw[token_id]) - log_total, tuple((int(i), float(raw[i]) - log_total) for i in ids)
+    )
+
+
+def _is_plain(sequence: Sequence) -> bool:
+    """Greedy, and nothing touches the logits."""
+    s = sequence.sampling
+    return (
+        s.temperature == 0
+        and s.logprobs is None
+        and sequence.guide is None
+        and not s.logit_bias
+        and not s.bad_words
+        and sequence.num_output_tokens >= s.min_tokens
+        and not PenaltyState.wanted(s)
+    )
+
+
+def _inverse_cdf(mass: Row, uniform: float, bucket: int = 256) -> int:
+    """The first index whose cumulative mass exceeds `uniform` of the total. Two levels: a sum a bucket, then one
+    bucket in full."""
+    starts = np.arange(0, len(mass), bucket)
+    sums = np.cumsum(np.add.reduceat(mass, starts), dtype=np.float64)
+    target = min(uniform * sums[-1], np.nextafter(sums[-1], 0))  # below the total, whatever the rounding
+    which = int(np.searchsorted(sums, target, side="right"))
+    inside = np.cumsum(mass[starts[which] : starts[which] + bucket], dtype=np.float64)
+    inside += sums[which - 1] if which else 0.0
+    index = int(np.searchsorted(inside, target, side="right"))
+    if index < len(inside) and mass[starts[which] + index] > 0:
+        return int(starts[which]) + index
+    return int(
+        starts[which] + np.flatnonzero(mass[starts[which] : starts[which] + bucket])[-1]
+    )  # rounding at a bucket's end

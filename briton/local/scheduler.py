@@ -1,0 +1,172 @@
+"""What runs next. One rule: computed tokens catch up with tokens, at most `max_num_tokens` of them a step.
+
+There is no prefill phase and no decode phase. In-flight batching, chunked context, prefix reuse and preemption by
+recompute all
+follow from that rule. Decides only: no model, no clock but for time stamps, no chunks.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+
+from briton.local.block_manager import BlockManager
+from briton.local.plan import ScheduledSequence, StepPlan
+from briton.local.sequence import Request, Sequence
+from briton.local.settings import SchedulerPolicy
+
+
+class Scheduler:
+    """Running and waiting sequences, and the two capacity policies of TensorRT-LLM's batch manager.
+
+    guaranteed_no_evict starts a sequence only when the cache can hold all it may ever write, beside all that runs:
+    nothing that
+    started is ever stopped. max_utilization starts as much as fits now, and when the cache runs full stops the
+    sequence that was
+    started last: it waits again, and computes its tokens anew (its cached blocks permitting, it finds them).
+    """
+
+    def __init__(
+        self,
+        blocks: BlockManager,
+        *,
+        max_batch_size: int,
+        max_num_tokens: int,
+        policy: SchedulerPolicy,
+        enable_chunked_context: bool = True,
+    ) -> None:
+        self.blocks = blocks
+        self.running: list[Sequence] = []  # in admission order
+        self.num_preemptions = 0
+        self.num_cached_tokens = 0  # prompt tokens found in the cache, since start
+        self.num_waiting_requests = 0  # none of whose sequences was ever started
+        self._waiting: list[tuple[tuple[int, int, int], Sequence]] = []  # a heap
+        self._max_batch_size = max_batch_size
+        self._max_num_tokens = max_num_tokens
+        self._policy = policy
+        self._chunked = enable_chunked_context
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything runs or waits."""
+        return bool(self.running or self._waiting)
+
+    @property
+    def waiting(self) -> list[Sequence]:
+        """Waiting sequences, in no particular order."""
+        return [sequence for _, sequence in self._waiting]
+
+    def add(self, request: Request) -> None:
+        """Queue a request's first sequence; the others follow when it has computed the prompt, and find it in the
+        cache."""
+        self.num_waiting_requests += 1
+        self._push(request.sequences[0])
+
+    def schedule(self) -> StepPlan:
+        """The next step, oldest sequence first. Empty only when nothing runs or waits."""
+        plan: StepPlan = []
+        budget = self._max_num_tokens
+        preempted = False
+        for sequence in list(self.running):
+            if sequence.finish_reason is not None or not sequence.block_table:
+                continue  # preempted further up in this loop
+            count = self._take(sequence, budget)
+            if count == 0:
+                break
+            while not self.blocks.can_extend(sequence, sequence.num_computed_tokens + count):
+                victim = self.running[-1]
+                self._preempt(victim)
+                preempted = True
+                if victim is sequence:
+                    break
+            else:
+                self.blocks.extend(sequence, sequence.num_computed_tokens + count)
+                plan.append(ScheduledSequence(sequence, count))
+                budget -= count
+        if not preempted:
+            self._admit(plan, budget)
+        return plan
+
+    def update(self, sequence: Sequence, num_new_tokens: int) -> None:
+        """Book computed tokens of one scheduled sequence."""
+        sequence.num_computed_tokens += num_new_tokens
+        self.blocks.commit(sequence)
+
+    def start_siblings(self, request: Request) -> None:
+        """Queue the other n - 1 sequences, now that the prompt's blocks can be shared."""
+        for sequence in request.sequences[1:]:
+            self._push(sequence)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Free a sequence that has ended, wherever it is."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self.blocks.free(sequence)
+            return
+        kept = [entry for entry in self._waiting if entry[1] is not sequence]
+        if len(kept) < len(self._waiting):
+            heapq.heapify(kept)
+            self._waiting = kept
+            if sequence.request.scheduled_at is None:
+                self.num_waiting_requests -= 1
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError unless queues and blocks are consistent."""
+        assert len(set(map(id, self.running))) == len(self.running) <= self._max_batch_size
+        assert all(not sequence.block_table for sequence in self.waiting), "a waiting sequence holds blocks"
+        assert not {id(s) for s in self.running} & {id(s) for s in self.waiting}
+        self.blocks.check_invariants(self.running)
+        if self._policy == "guaranteed_no_evict":
+            assert self._reserved() <= self.blocks.num_free_blocks, "more was promised than is free"
+
+    def _admit(self, plan: StepPlan, budget: int) -> None:
+        while self._waiting and budget > 0 and len(self.running) < self._max_batch_size:
+            sequence = self._waiting[0][1]
+            matched = self.blocks.match_prefix(sequence)
+            num_cached = len(matched) * self.blocks.block_size
+            count = min(sequence.num_tokens - num_cached, budget)
+            if count < sequence.num_tokens - num_cached and not self._may_chunk(sequence):
+                return
+            end = sequence.max_num_tokens if self._policy == "guaranteed_no_evict" else num_cached + count
+            needed = self.blocks.blocks_for(end) - len(matched) + self.blocks.num_free_among(matched)
+            if needed > self.blocks.num_free_blocks - self._reserved():
+                return  # nobody behind it overtakes: no starvation
+            heapq.heappop(self._waiting)
+            self.blocks.take_prefix(sequence, matched)
+            self.blocks.extend(sequence, num_cached + count)
+            self.running.append(sequence)
+            self._note_start(sequence, num_cached)
+            plan.append(ScheduledSequence(sequence, count))
+            budget -= count
+
+    def _note_start(self, sequence: Sequence, num_cached: int) -> None:
+        request = sequence.request
+        if request.scheduled_at is None:
+            request.scheduled_at = time.monotonic()
+            request.cached_tokens = num_cached
+            self.num_cached_tokens += num_cached
+            self.num_waiting_requests -= 1
+
+    def _reserved(self) -> int:
+        """Free blocks that running sequences may still need, and that were promised to them."""
+        if self._policy != "guaranteed_no_evict":
+            return 0
+        return sum(self.blocks.blocks_missing(s, s.max_num_tokens) for s in self.running)
+
+    def _take(self, sequence: Sequence, budget: int) -> int:
+        missing = sequence.num_tokens - sequence.num_computed_tokens
+        return min(missing, budget) if missing <= budget or self._may_chunk(sequence) else 0
+
+    def _may_chunk(self, sequence: Sequence) -> bool:
+        """Prompts are computed whole when chunked context is off; a preempted sequence may have outgrown a step, and
+        is chunked all the same."""
+        return self._chunked or sequence.num_output_tokens > 0
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.blocks.free(sequence)
+        self._push(sequence)
+        self.num_preemptions += 1
+
+    def _push(self, sequence: Sequence) -> None:
+        heapq.heappush(self._waiting, (sequence.order, sequence))

@@ -1,0 +1,105 @@
+"""A sequence: the tokens of one output of one request, and how far the model has come with them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from briton.guidance.guide import Guide
+from briton.local.penalties import PenaltyState
+from briton.types import FinishReason, GenerationRequest, RequestTimings, SamplingParams, TokenLogprob
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """Invariant: num_computed_tokens <= num_tokens, and the block table covers every computed token."""
+
+    request: Request
+    index: int  # which of the request's n
+    token_ids: list[int]  # prompt and output
+    rng: np.random.Generator
+    guide: Guide | None
+    num_computed_tokens: int = 0  # tokens whose keys and values are in the cache
+    block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)  # chained hashes of the full, computed blocks
+    finish_reason: FinishReason | None = None
+    penalties: PenaltyState | None = None  # the sampler's
+    held_token_ids: list[int] = field(default_factory=list)  # of a request that does not stream
+    held_logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """The request's sampling parameters."""
+        return self.request.request.sampling
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output."""
+        return len(self.token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Prompt alone."""
+        return len(self.request.request.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output alone."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def max_num_tokens(self) -> int:
+        """The longest this sequence can become."""
+        return self.num_prompt_tokens + self.sampling.max_tokens
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Admission order: priority, then arrival, then index. Smaller goes first."""
+        return (-self.request.request.priority, self.request.request.request_id, self.index)
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """An accepted request and its sequences. The first sequence computes the prompt; the others start when it has,
+    and share its blocks."""
+
+    request: GenerationRequest
+    sequences: list[Sequence] = field(default_factory=list)
+    cached_tokens: int = 0
+    submitted_at: float = field(default_factory=time.monotonic)
+    scheduled_at: float | None = None
+    first_token_at: float | None = None
+
+    @classmethod
+    def create(cls, request: GenerationRequest) -> Request:
+        """Make the n sequences. Each has a random stream of its own, from (seed, index): what else is in a batch
+        cannot matter."""
+        self = cls(request)
+        seed = request.sampling.seed
+        entropy = np.random.SeedSequence().entropy if seed is None else seed % 2**64
+        for index in range(request.sampling.n):
+            stream = np.random.SeedSequence(entropy, spawn_key=(index,))
+            self.sequences.append(
+                Sequence(
+                    self,
+                    index,
+                    list(request.prompt_token_ids),
+                    np.random.Generator(np.random.Philox(stream)),
+                    request.guide.copy() if request.guide is not None else None,
+                )
+            )
+        return self
+
+    @property
+    def is_finished(self) -> bool:
+        """All sequences have ended."""
+        return all(s.finish_reason is not None for s in self.sequences)
+
+    def timings(self) -> RequestTimings:
+        """Where the time went, now that the request has ended."""
+        now = time.monotonic()
+        scheduled = now if self.scheduled_at is None else self.scheduled_at
+        first = now if self.first_token_at is None else self.first_token_at
+        return RequestTimings(scheduled - self.submitted_at, max(0.0, first - scheduled), max(0.0, now - first))

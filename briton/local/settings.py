@@ -1,0 +1,30 @@
+"""What the local executor is told at start. Built from the config by `briton.executor.create_executor`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["bf16", "f32"]
+KVCacheDtype = Literal["bf16", "u8", "f32"]
+SchedulerPolicy = Literal["guaranteed_no_evict", "max_utilization"]
+
+BLOCK_SIZE = 32  # tokens; fixed by the plugin's paged attention
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSettings:
+    """Limits in tokens and sequences; None means: from the model, or from the memory there is."""
+
+    max_batch_size: int
+    max_num_tokens: int
+    max_queue_size: int
+    max_seq_len: int | None = None
+    policy: SchedulerPolicy = "guaranteed_no_evict"
+    enable_chunked_context: bool = True
+    default_max_tokens: int | None = None
+    threads: int | None = None
+    precision: Precision | None = None  # of activations; None: bf16 where the CPU has it
+    kv_cache_dtype: KVCacheDtype | None = None  # None: as the engine was built
+    kv_cache_tokens: int | None = None
+    kv_cache_memory_bytes: int | None = None
