@@ -21,6 +21,7 @@ class Environment:
     hf_token: str | None = field(default=None, repr=False)  # HF_TOKEN, HUGGING_FACE_HUB_TOKEN or HF_ACCESS_TOKEN
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)  # TRUSS_SECRET_<name>
     secrets_dir: Path = Path("/secrets")  # one file a secret, as Truss mounts them
+    debug: bool = False  # BRITON_DEBUG: tracebacks with errors; any value but 0
 
     def hf_token_for(self, runtime_secret_name: str) -> str | None:
         """The Hugging Face token of a checkpoint, the most specific first.
@@ -50,6 +51,7 @@ def load_environment(environ: Mapping[str, str] | None = None) -> Environment:
             for name, value in variables.items()
             if name.startswith(_SECRET_PREFIX)
         },
+        debug=variables.get("BRITON_DEBUG", "0") != "0",
     )
 
 
