@@ -1,0 +1,234 @@
+"""The `briton` command: parses and calls, decides nothing.
+
+What a command needs is imported when it runs, so that `briton --help` is there at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from briton.config import Config
+    from briton.logs import LineWriter
+
+EXIT_ERROR = 1
+EXIT_CONFIG_ERROR = 2
+
+app = typer.Typer(
+    name="briton",
+    help="Serve text-generation models: a Truss-style config.yaml in, an OpenAI-compatible endpoint out.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Look at config files.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(config_app, name="config")
+
+
+@dataclass
+class _GlobalOptions:
+    debug: bool = False
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line (default: this process's) and exit.
+
+    Exit codes: 0; 1 for what went wrong; 2 for a wrong config or command line. An error is one line on standard error; a
+    traceback comes before it with --debug or BRITON_DEBUG, or when the error is a bug.
+    """
+    options = _GlobalOptions()
+    try:
+        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="briton", obj=options)
+    except Exception as error:
+        raise SystemExit(_report(error, options.debug)) from None
+    raise SystemExit(0)
+
+
+def _report(error: Exception, debug: bool) -> int:
+    """Tell standard error what went wrong; returns the exit code."""
+    from briton.child_process import ERROR_PREFIX
+    from briton.config import load_environment
+    from briton.errors import BritonError, ConfigError
+
+    told = isinstance(error, (BritonError, OSError))
+    if not told or debug or load_environment().debug:
+        traceback.print_exception(error)
+    message = str(error) if told else f"internal error, please report it: {type(error).__name__}: {error}"
+    print(ERROR_PREFIX + " ".join(message.split()), file=sys.stderr)
+    return EXIT_CONFIG_ERROR if isinstance(error, ConfigError) else EXIT_ERROR
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from briton import __version__
+
+        typer.echo(f"briton {__version__}")
+        raise typer.Exit
+
+
+ConfigOption = Annotated[Path, typer.Option("--config", metavar="FILE", help="The model's config.yaml.")]
+HostOption = Annotated[
+    str | None,
+    typer.Option(metavar="HOST", help="Address to listen on. Default: the config's briton.host, 127.0.0.1."),
+]
+SupervisedOption = Annotated[bool, typer.Option("--supervised", hidden=True, help="End when standard input closes.")]
+HttpPortOption = Annotated[
+    int | None,
+    typer.Option(metavar="PORT", min=0, max=65535, help="HTTP port. Default: the config's briton.http_port, 8000."),
+]
+GrpcPortOption = Annotated[
+    int | None,
+    typer.Option(metavar="PORT", min=0, max=65535, help="gRPC port. Default: the config's briton.grpc_port, 50051."),
+]
+
+
+@app.callback()
+def briton(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error (or BRITON_DEBUG=1).")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Serve text-generation models: a Truss-style config.yaml in, an OpenAI-compatible endpoint out."""
+    context.obj.debug = debug
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    config: ConfigOption,
+    host: HostOption = None,
+    port: HttpPortOption = None,
+    grpc_port: GrpcPortOption = None,
+) -> None:
+    """Serve a model as an OpenAI endpoint.
+
+    Builds the engine unless it is cached, runs engine and gateway, starts again what dies, and drains on SIGTERM or Ctrl-C.
+    """
+    from briton.config import load_environment
+    from briton.serve import ServeOptions
+    from briton.serve import serve as run
+
+    loaded, writer = _open_config(config, "serve")
+    options = ServeOptions(host, port, grpc_port, context.obj.debug)
+    raise typer.Exit(run(loaded, load_environment(), options, writer))
+
+
+@app.command()
+def build(config: ConfigOption) -> None:
+    """Build an engine, print its directory.
+
+    Fetches the checkpoint and converts its weights, unless the same was built before.
+    """
+    from briton_engine_builder import build_engine
+
+    from briton.config import load_environment
+
+    loaded, _ = _open_config(config, "build")
+    typer.echo(build_engine(loaded, load_environment()))
+
+
+@app.command()
+def engine(
+    config: ConfigOption,
+    engine_dir: Annotated[
+        Path | None,
+        typer.Option("--engine-dir", metavar="DIR", help="Default: the cached engine, built if need be."),
+    ] = None,
+    host: HostOption = None,
+    port: GrpcPortOption = None,
+    supervised: SupervisedOption = False,
+) -> None:
+    """Run an engine alone (gRPC).
+
+    The service that gateways and cluster clients talk to: see proto/briton/v1/engine.proto; health and reflection are on.
+    """
+    if supervised:
+        _end_with_supervisor()
+    from briton.config import load_environment
+    from briton.engine_process import run_engine
+
+    loaded, _ = _open_config(config, "engine", supervised)
+    if engine_dir is None:
+        from briton_engine_builder import build_engine
+
+        engine_dir = build_engine(loaded, load_environment())
+    host = loaded.briton.host if host is None else host
+    port = loaded.briton.grpc_port if port is None else port
+    raise typer.Exit(run_engine(loaded, engine_dir, host=host, port=port))
+
+
+@app.command()
+def gateway(
+    config: ConfigOption,
+    engine: Annotated[str, typer.Option("--engine", metavar="HOST:PORT", help="Where the engine's gRPC service is.")],
+    tokenizer: Annotated[
+        Path, typer.Option("--tokenizer", metavar="DIR", help="Where tokenizer.json is: the engine directory.")
+    ],
+    host: HostOption = None,
+    port: HttpPortOption = None,
+    supervised: SupervisedOption = False,
+) -> None:
+    """Run a gateway alone (HTTP).
+
+    The OpenAI-compatible server in front of an engine that runs elsewhere.
+    """
+    if supervised:
+        _end_with_supervisor()
+    from briton_server.main import run_gateway
+
+    loaded, _ = _open_config(config, "gateway", supervised)
+    host = loaded.briton.host if host is None else host
+    port = loaded.briton.http_port if port is None else port
+    raise typer.Exit(run_gateway(loaded, tokenizer_dir=tokenizer, engine_address=engine, host=host, port=port))
+
+
+@config_app.command()
+def check(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Config files.")]) -> None:
+    """Check config files.
+
+    Says what each would build and serve, by which executor and why. Exit code 2 when one is wrong, with the field's name.
+    """
+    from briton.config import load_config
+    from briton.config.report import report
+    from briton.errors import ConfigError
+
+    wrong = False
+    for file in files:
+        try:
+            typer.echo(report(load_config(file)))
+        except ConfigError as error:
+            typer.echo(f"{file}: error: {error}", err=True)
+            wrong = True
+    raise typer.Exit(EXIT_CONFIG_ERROR if wrong else 0)
+
+
+def _open_config(path: Path, process: str, supervised: bool = False) -> tuple[Config, LineWriter]:
+    """Load a config and send the logs where it says. Its warnings are the supervisor's to tell, where there is one."""
+    import logging
+
+    from briton.config import load_config
+    from briton.logs import configure_logging
+
+    config = load_config(path)
+    writer = configure_logging(config.briton.logging.level, config.briton.logging.format, process=process)
+    if not supervised:
+        for warning in config.warnings:
+            logging.getLogger("briton.config").warning("%s", warning)
+    return config, writer
+
+
+def _end_with_supervisor() -> None:
+    from briton.child_process import end_with_supervisor
+
+    end_with_supervisor()

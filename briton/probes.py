@@ -1,0 +1,66 @@
+"""What `briton serve` asks of ports and of its children: is the port free, does the engine serve, is the gateway ready."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import socket
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from briton.errors import BritonError, ConfigError
+
+_PROBE_TIMEOUT_S = 1.0
+
+
+def claim_port(host: str, port: int, flag: str) -> int:
+    """Return `port` if a server could listen on it now, or a free one for port 0.
+
+    Raises BritonError naming port and flag when something listens there already, ConfigError when the host is not this machine's.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # As servers do, so that a port whose last connections linger (TIME_WAIT) counts as free; a listener still refuses.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return int(probe.getsockname()[1])
+    except socket.gaierror as error:
+        raise ConfigError(f"--host {host}: {error.strerror}", "briton.host") from None
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise ConfigError(f"--host {host} is not an address of this machine", "briton.host") from None
+        reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        raise BritonError(f"port {port} on {host} {reason}: choose another with {flag}") from None
+
+
+def local_host(host: str) -> str:
+    """Where a client on this machine reaches a server that listens on `host`, in brackets if it is an IPv6 address."""
+    reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{reachable}]" if ":" in reachable else reachable
+
+
+def engine_is_serving(address: str) -> bool:
+    """Whether the engine's gRPC health at HOST:PORT says SERVING. Takes a second at most."""
+    # A proxy from the environment must not come between two processes of one machine.
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=_PROBE_TIMEOUT_S)
+        except grpc.RpcError:
+            return False
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def gateway_is_ready(address: str) -> bool:
+    """Whether GET /ready at HOST:PORT answers 200. Takes a second at most."""
+    connection = http.client.HTTPConnection(address, timeout=_PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", "/ready")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
