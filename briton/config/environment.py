@@ -27,7 +27,7 @@ class Environment:
         """The Hugging Face token of a checkpoint, the most specific first.
 
         TRUSS_SECRET_<name>, then the file <name> in the secrets mount, then `hf_token`. None leaves it to
-        huggingface_hub, which knows the token of `hf auth login`. Raises ConfigError when the mounted secret cannot be read.
+        huggingface_hub, which knows the token of `hf auth login`. Raises ConfigError for a secret that cannot be read.
         """
         if secret := self.secrets.get(runtime_secret_name):
             return secret

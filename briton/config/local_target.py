@@ -7,6 +7,7 @@ from typing import Literal
 
 from briton.config.config import Config
 from briton.config.enums import TrussTRTLLMQuantizationType as Quantization
+from briton.config.serving import check_servable
 
 WeightsDtype = Literal["bf16", "f32", "int8", "int4"]
 KVCacheDtype = Literal["bf16", "u8", "f32"]
@@ -24,6 +25,12 @@ class LocalTarget:
 
 
 def local_target(config: Config) -> LocalTarget:
+    """`map_quantization` of a config that can be served here. Raises Unsupported, naming the field, for any other."""
+    check_servable(config)
+    return map_quantization(config)
+
+
+def map_quantization(config: Config) -> LocalTarget:
     """Map quantization_type and briton.local to element types.
 
     `precision: f32` stores what the config leaves unquantized as float32, a GGUF's blocks too: it is the exact mode.

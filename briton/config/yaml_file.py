@@ -38,7 +38,7 @@ class YamlFile:
 
 
 def read_yaml(path: Path) -> YamlFile:
-    """Read a file. Raises ConfigError, with the line where known, for whatever is not one mapping with distinct keys."""
+    """Read a file. Raises ConfigError, with the line where known, for what is not one mapping with distinct keys."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

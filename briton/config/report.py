@@ -1,0 +1,88 @@
+"""What `briton config check` prints: in a few lines, what would be built and served, by which executor, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from briton.config.config import Config
+from briton.config.enums import CheckpointSource
+from briton.config.local_target import map_quantization
+from briton.config.serving import check_servable, choose_executor
+from briton.config.trt_llm import TRTLLMConfigurationV2
+from briton.errors import Unsupported
+
+_LABEL = 12  # columns
+_UNUSED_BUILD_FIELDS = ("num_builder_gpus", "plugin_configuration", "quantization_config")
+
+
+def report(config: Config) -> str:
+    """The report of a valid config, without a final newline; the second line says so when it cannot be served."""
+    lines = [f"{config.path}: valid"]
+    lines += [f"  {label:<{_LABEL}}{text}" for label, text in _facts(config)]
+    lines += [f"  {'warning':<{_LABEL}}{warning}" for warning in config.warnings]
+    return "\n".join(lines)
+
+
+def _facts(config: Config) -> Iterator[tuple[str, str]]:
+    try:
+        check_servable(config)
+    except Unsupported as error:
+        yield "serving", f"not possible with this version: {error.message}"
+        yield from _model(config)
+    else:
+        yield from _model(config)
+        yield "executor", "{}: {}".format(*choose_executor(config))
+        yield from _engine(config)
+
+
+def _model(config: Config) -> Iterator[tuple[str, str]]:
+    stack = f"{config.trt_llm.inference_stack}, {config.trt_llm.build.base_model}"
+    yield "model", f"{config.served_model_name} ({config.family}: {stack})"
+    yield "source", str(config.checkpoint) if config.has_checkpoint else "none (skip_build_result)"
+
+
+def _engine(config: Config) -> Iterator[tuple[str, str]]:
+    if isinstance(config.trt_llm, TRTLLMConfigurationV2):
+        yield (
+            "v2",
+            f"limits are those of trt_llm.runtime, chunked prefill is chunked context, policy {config.scheduler_policy}",
+        )
+    yield "weights", _weights(config)
+    yield "kv cache", _kv_cache(config)
+    length = f"{config.max_seq_len} tokens" if config.max_seq_len else "the checkpoint's own"
+    yield "context", f"{length} for prompt and output"
+    chunked = "chunked context" if config.enable_chunked_context else "no chunked context"
+    yield (
+        "batch",
+        f"up to {config.max_batch_size} sequences and {config.max_num_tokens} tokens a step, "
+        f"{config.scheduler_policy}, {chunked}",
+    )
+    if (speculator := config.speculator) is not None:
+        sizes = (
+            f"windows {speculator.lookahead_windows_size}, n-gram {speculator.lookahead_ngram_size}, "
+            f"verification set {speculator.lookahead_verification_set_size}"
+        )
+        yield "speculator", f"lookahead, {sizes}: {speculator.num_draft_tokens} draft tokens; not used yet"
+    briton = config.briton
+    if unused := [name for name in _UNUSED_BUILD_FIELDS if name in config.trt_llm.build.model_fields_set]:
+        yield "not used", f"{', '.join(unused)}: for TensorRT-LLM builds"
+    yield "ports", f"HTTP {briton.host}:{briton.http_port}, gRPC {briton.host}:{briton.grpc_port}"
+
+
+def _weights(config: Config) -> str:
+    target = map_quantization(config)
+    if target.substitution:
+        return target.substitution
+    may_be_gguf = config.checkpoint.source in (CheckpointSource.LOCAL, CheckpointSource.PYPI)
+    kept = "; the 4 and 8 bit blocks of a GGUF are kept as they are" if target.carry_over and may_be_gguf else ""
+    return f"{config.quantization_type}: {target.attention}{kept}"
+
+
+def _kv_cache(config: Config) -> str:
+    local = config.briton.local
+    dtype = map_quantization(config).kv_cache
+    if local.kv_cache_tokens is not None:
+        return f"{dtype}, {local.kv_cache_tokens} tokens"
+    if local.kv_cache_memory_bytes is not None:
+        return f"{dtype}, {local.kv_cache_memory_bytes} bytes"
+    return f"{dtype}, sized at start from the memory there is"
