@@ -1,0 +1,158 @@
+"""Config in, engine directory out: fetch the checkpoint, convert it, and keep the result in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from briton.config import Config, Environment
+from briton.config.local_target import LocalTarget, local_target
+from briton.engine_dir import FORMAT_VERSION, EngineManifest, load_manifest, rank_file
+from briton.errors import BuildError, ConfigError, Unsupported
+from briton_engine_builder.cache import EngineCache
+from briton_engine_builder.checkpoint import Checkpoint
+from briton_engine_builder.convert import num_weights, write_weights
+from briton_engine_builder.gguf_checkpoint import GGUFCheckpoint
+from briton_engine_builder.hf_checkpoint import GENERATION_CONFIG, TOKENIZER, HFCheckpoint
+from briton_engine_builder.progress import ProgressBar
+from briton_engine_builder.sources import FetchedCheckpoint, Fetcher
+
+logger = logging.getLogger(__name__)
+
+BUILDER_VERSION = f"{version('briton')}+1"  # the number after + changes when the same input gives other weights
+_HASH_CHUNK = 1 << 22
+
+
+def build_engine(config: Config, environment: Environment, *, progress: bool = True) -> Path:
+    """The engine directory of a config: the cached one, or one built now.
+
+    Raises ConfigError for a limit that the model cannot meet, Unsupported for a model or source that the local executor has not
+    got, BuildError for a checkpoint that cannot be fetched, read or converted, and for a disk that is full.
+    """
+    found = find_cached_engine(config, environment)
+    if found is not None:
+        return found
+    _check_supported(config)
+    target, cache = local_target(config), EngineCache(_cache_dir(config, environment))
+    fetched = Fetcher(config, environment, _cache_dir(config, environment)).fetch(progress=progress)
+    key = engine_key(config, target, fetched)
+    with cache.lock(key):
+        found = cache.find(key)  # somebody else may have built it meanwhile
+        if found is None:
+            started = time.monotonic()
+            checkpoint = open_checkpoint(fetched.path)
+            _check_limits(config, checkpoint.model.max_position_embeddings)
+            with cache.new_directory(key) as directory:
+                _write_engine(config, target, fetched, checkpoint, directory, progress)
+            found = cache.directory / key
+            logger.info("built the engine in %.1f s: %s", time.monotonic() - started, found)
+    _check_limits(config, load_manifest(found).model.max_position_embeddings)
+    return found
+
+
+def find_cached_engine(config: Config, environment: Environment) -> Path | None:
+    """The engine directory that `build_engine` would return at once, without network; None when it would have to build.
+
+    Raises as `build_engine` does.
+    """
+    _check_supported(config)
+    cache_dir = _cache_dir(config, environment)
+    fetched = Fetcher(config, environment, cache_dir).remembered()
+    if fetched is None:
+        return None
+    found = EngineCache(cache_dir).find(engine_key(config, local_target(config), fetched))
+    if found is not None:
+        _check_limits(config, load_manifest(found).model.max_position_embeddings)
+    return found
+
+
+def engine_key(config: Config, target: LocalTarget, fetched: FetchedCheckpoint) -> str:
+    """The name of the engine's directory: the checkpoint's name, to be read by people, and a hash of all that the content depends on."""
+    content = {
+        "identity": fetched.identity,
+        "quantization_type": str(config.quantization_type),
+        "target": [target.attention, target.mlp, target.kv_cache, target.carry_over],
+        "builder_version": BUILDER_VERSION,
+        "format_version": FORMAT_VERSION,
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", Path(config.checkpoint.repo).name).strip("-.")[:60]
+    return f"{name or 'model'}-{digest}"
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """A .gguf file, or a directory with config.json and safetensors. Raises BuildError, Unsupported."""
+    return GGUFCheckpoint(path) if path.suffix == ".gguf" else HFCheckpoint(path)
+
+
+def _write_engine(
+    config: Config,
+    target: LocalTarget,
+    fetched: FetchedCheckpoint,
+    checkpoint: Checkpoint,
+    directory: Path,
+    progress: bool,
+) -> None:
+    with ProgressBar("Building the engine", num_weights(checkpoint), shown=progress) as bar:
+        weights_dtype = write_weights(checkpoint, target, directory / rank_file(0), bar.advance)
+    checkpoint.write_tokenizer(directory)
+    if checkpoint.generation_config:
+        text = json.dumps(checkpoint.generation_config, indent=2) + "\n"
+        (directory / GENERATION_CONFIG).write_text(text, encoding="utf-8")
+    if not checkpoint.stop_token_ids:
+        logger.warning(
+            "%s names no end-of-sequence token: only max_tokens and stop strings end a request", fetched.path
+        )
+    files = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(directory.iterdir())}
+    EngineManifest(
+        model_name=Path(config.checkpoint.repo).name,
+        model=checkpoint.model,
+        quantization_type=str(config.quantization_type),
+        weights_dtype=weights_dtype,
+        kv_cache_dtype=target.kv_cache,
+        tokenizer_hash=files[TOKENIZER]["sha256"],
+        stop_token_ids=checkpoint.stop_token_ids,
+        builder_version=BUILDER_VERSION,
+        source=fetched.source,
+        files=files,
+    ).save(directory)
+
+
+def _check_supported(config: Config) -> None:
+    if config.is_encoder:
+        raise Unsupported(
+            "base_model encoder is not supported by the local executor: it serves text generation", "base_model"
+        )
+    if config.tensor_parallel_size != 1:
+        raise Unsupported(
+            f"tensor parallelism {config.tensor_parallel_size} is not supported by the local executor: it runs on 1 rank",
+            "tensor_parallel_count",
+        )
+
+
+def _check_limits(config: Config, max_position_embeddings: int) -> None:
+    if config.max_seq_len is not None and config.max_seq_len > max_position_embeddings:
+        raise ConfigError(
+            f"max_seq_len is {config.max_seq_len}; the model's positions (or its attention window) end at {max_position_embeddings}",
+            "max_seq_len",
+        )
+
+
+def _cache_dir(config: Config, environment: Environment) -> Path:
+    return config.briton.cache_dir or environment.cache_dir
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_HASH_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise BuildError(f"cannot read back {path}: {error}") from error
+    return digest.hexdigest()

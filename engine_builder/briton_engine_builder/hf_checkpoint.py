@@ -1,0 +1,89 @@
+"""A directory with config.json and safetensors, as Hugging Face models come."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from briton.errors import BuildError
+from briton_engine_builder.hf_config import eos_token_ids, model_config
+from briton_engine_builder.safetensors_reader import read_safetensors_directory
+from briton_engine_builder.tensor import Tensor
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_FILES = (
+    TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_TOP_LEVEL = {"embed_tokens": "model.embed_tokens", "norm": "model.norm", "lm_head": "lm_head"}
+_IN_LAYER = {
+    "input_norm": "input_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "post_attention_norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+
+
+class HFCheckpoint:
+    """An open checkpoint directory. Raises BuildError when it is damaged or incomplete, Unsupported for other models."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        config = read_json(path / CONFIG)
+        self.model = model_config(path / CONFIG, config)
+        self.generation_config = read_json(path / GENERATION_CONFIG) if (path / GENERATION_CONFIG).is_file() else None
+        self.stop_token_ids = eos_token_ids(config, self.generation_config)
+        self._tensors = read_safetensors_directory(path)
+
+    def tensor(self, role: str) -> Tensor:
+        """See Checkpoint."""
+        name = _hf_name(role)
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise BuildError(f"{self.path}: tensor {name} is missing") from None
+
+    def has(self, role: str) -> bool:
+        """See Checkpoint."""
+        return _hf_name(role) in self._tensors
+
+    def write_tokenizer(self, directory: Path) -> None:
+        """Copy the tokenizer's files."""
+        if not (self.path / TOKENIZER).is_file():
+            raise BuildError(f"{self.path} has no {TOKENIZER}: only fast tokenizers are supported")
+        for name in TOKENIZER_FILES:
+            if (self.path / name).is_file():
+                shutil.copyfile(self.path / name, directory / name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises BuildError naming the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BuildError(f"{path} is missing") from None
+    except (ValueError, OSError) as error:
+        raise BuildError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise BuildError(f"{path} must hold a JSON object")
+    return value
+
+
+def _hf_name(role: str) -> str:
+    stem, suffix = (role.removesuffix(".bias"), "bias") if role.endswith(".bias") else (role, "weight")
+    if stem in _TOP_LEVEL:
+        return f"{_TOP_LEVEL[stem]}.{suffix}"
+    _, layer, kind = stem.split(".")
+    return f"model.layers.{layer}.{_IN_LAYER[kind]}.{suffix}"

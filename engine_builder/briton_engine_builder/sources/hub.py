@@ -1,0 +1,111 @@
+"""source: HF, a repository of the Hugging Face hub. Downloads are huggingface_hub's: in its own cache, resumed where they broke off."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import errors
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+from briton.errors import BuildError
+from briton_engine_builder.hf_checkpoint import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES
+from briton_engine_builder.safetensors_reader import INDEX, SINGLE
+from briton_engine_builder.sources.fetched import FetchedCheckpoint
+
+logger = logging.getLogger(__name__)
+
+
+def fetch_from_hub(repo: str, revision: str | None, *, token: str | None, progress: bool) -> FetchedCheckpoint:
+    """The files of a repository that an engine is built from; `revision` is a branch, tag or commit. Raises BuildError.
+
+    Without network, a snapshot that is in the hub's cache already is taken as it is.
+    """
+    with _progress_bars(progress and sys.stderr.isatty()), _one_line_errors(repo, revision):
+        try:
+            info = huggingface_hub.HfApi(token=token).model_info(repo, revision=revision)
+        except errors.HfHubHTTPError:
+            raise  # the hub has answered
+        except Exception as unreachable:  # which library's error this is depends on huggingface_hub's release
+            snapshot = _cached_snapshot(repo, revision)
+            if snapshot is None:
+                raise
+            logger.warning(
+                "the Hugging Face hub cannot be reached (%s): using %s", type(unreachable).__name__, snapshot
+            )
+            commit = snapshot.name
+        else:
+            commit = info.sha or ""
+            needed = needed_files(repo, [sibling.rfilename for sibling in info.siblings or []])
+            logger.info("fetching %s at %s from the Hugging Face hub", repo, commit[:12])
+            snapshot = Path(
+                huggingface_hub.snapshot_download(repo, revision=commit, token=token, allow_patterns=needed)
+            )
+    ggufs = sorted(snapshot.glob("*.gguf"))
+    path = ggufs[0] if ggufs and not (snapshot / CONFIG).is_file() else snapshot
+    return FetchedCheckpoint(path, f"HF {repo} {commit}", {"source": "HF", "repo": repo, "revision": commit})
+
+
+def needed_files(repo: str, files: list[str]) -> list[str]:
+    """Of a repository's files, those that are read: not the duplicates in other formats. Raises BuildError when there are no weights."""
+    weights = [name for name in files if "/" not in name and name.endswith(".safetensors")]
+    if INDEX in files:
+        weights = [INDEX, *(name for name in weights if name.startswith("model-"))]
+    elif SINGLE in files:
+        weights = [SINGLE]
+    if weights:
+        return [*weights, *(name for name in (CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES) if name in files)]
+    ggufs = [name for name in files if "/" not in name and name.endswith(".gguf")]
+    if len(ggufs) == 1:
+        return ggufs
+    if ggufs:
+        raise BuildError(
+            f"{repo} has {len(ggufs)} .gguf files and no safetensors: download one of them and use source LOCAL"
+        )
+    raise BuildError(f"{repo} has neither .safetensors nor .gguf weights")
+
+
+def _cached_snapshot(repo: str, revision: str | None) -> Path | None:
+    try:
+        return Path(huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True))
+    except errors.LocalEntryNotFoundError:
+        return None
+
+
+@contextmanager
+def _one_line_errors(repo: str, revision: str | None) -> Iterator[None]:
+    """Whatever huggingface_hub raises, as a BuildError that says what to do."""
+    try:
+        yield
+    except BuildError:
+        raise
+    except errors.GatedRepoError as error:
+        raise BuildError(
+            f"{repo} is gated: accept its terms on the hub, and give a token of that account (HF_TOKEN)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise BuildError(f"{repo} has no revision {revision}") from error
+    except errors.RepositoryNotFoundError as error:
+        raise BuildError(
+            f"{repo} does not exist on the Hugging Face hub, or needs a token that may read it (HF_TOKEN)"
+        ) from error
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise BuildError(f"cannot fetch {repo} from the Hugging Face hub: {reason}") from error
+
+
+@contextmanager
+def _progress_bars(shown: bool) -> Iterator[None]:
+    """huggingface_hub draws its own bars; off where nobody looks at a terminal."""
+    if shown or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
