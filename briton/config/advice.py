@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from briton.config.enums import Accelerator
+from briton.config.enums import TrussTRTLLMQuantizationType as Quantization
 from briton.config.section import unknown_keys
 from briton.config.trt_llm import TRTLLMConfigurationV2
 from briton.config.truss import LEGACY_TAG, OPENAI_TAG, OTHER_TRUSS_KEYS, TrussConfig
@@ -24,15 +26,16 @@ def advice(truss: TrussConfig) -> Iterator[str]:
 
 
 def _tags(truss: TrussConfig) -> Iterator[str]:
-    tags = truss.model_metadata.tags
-    if LEGACY_TAG in tags:
+    if not truss.is_v1_decoder:
+        return
+    if LEGACY_TAG in truss.tags:
         yield f"model_metadata.tags: `{LEGACY_TAG}` has no effect: only the OpenAI API is served"
-    elif OPENAI_TAG not in tags and not truss.trt_llm.build.is_encoder:
+    elif OPENAI_TAG not in truss.tags:
         yield f"model_metadata.tags: `{OPENAI_TAG}` is missing; the OpenAI API is served all the same"
 
 
 def _build(truss: TrussConfig) -> Iterator[str]:
-    build = truss.trt_llm.build
+    build, accelerator = truss.trt_llm.build, truss.resources.accelerator_name
     if (speculator := build.speculator) is not None:
         yield (
             "trt_llm.build.speculator: lookahead decoding is read and validated; "
@@ -52,6 +55,10 @@ def _build(truss: TrussConfig) -> Iterator[str]:
         yield "trt_llm.build.lora_adapters: the local executor serves the base model only"
     if build.is_encoder and build.quantization_type.quantizes_kv_cache:
         yield f"trt_llm.build.quantization_type: {build.quantization_type} is alpha for encoders: they keep no KV cache"
+    if build.quantization_type is Quantization.WEIGHTS_ONLY_INT8 and accelerator is Accelerator.A100:
+        yield f"trt_llm.build.quantization_type: {build.quantization_type} is not recommended on A100"
+    if build.world_size & (build.world_size - 1):
+        yield f"trt_llm.build.tensor_parallel_count: {build.world_size} ranks are unusual: not a power of two"
     experts = build.moe_expert_parallel_option
     if experts > 0 and build.tensor_parallel_count % experts:
         yield (

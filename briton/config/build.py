@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from briton.config.checkpoint import CheckpointRepository
 from briton.config.enums import TrussSpecDecMode, TrussTRTLLMModel, TrussTRTLLMQuantizationType
-from briton.config.runtime import MaxBatchSize, MaxSeqLen, TrussTRTLLMRuntimeConfiguration, WorldSize
+from briton.config.runtime import Count, MaxBatchSize, MaxSeqLen, TrussTRTLLMRuntimeConfiguration
 from briton.config.section import Section, refuse
 
 MAX_DRAFT_TOKENS = 2048
@@ -52,13 +52,13 @@ class TrussSpeculatorConfiguration(Section):
     """Speculative decoding. Lookahead (Fu et al. 2024) is what is left of it: external drafts are discontinued."""
 
     speculative_decoding_mode: TrussSpecDecMode = TrussSpecDecMode.DRAFT_EXTERNAL
-    num_draft_tokens: Annotated[int, Field(ge=1)] | None = None  # lookahead: defaults to what its three sizes need
+    num_draft_tokens: Count | None = None  # lookahead: defaults to what its three sizes need
     checkpoint_repository: CheckpointRepository | None = None
     runtime: TrussTRTLLMRuntimeConfiguration = Field(default_factory=TrussTRTLLMRuntimeConfiguration)
     build: TrussTRTLLMBuildConfiguration | None = None
-    lookahead_windows_size: Annotated[int, Field(ge=1)] | None = None
-    lookahead_ngram_size: Annotated[int, Field(ge=1)] | None = None
-    lookahead_verification_set_size: Annotated[int, Field(ge=1)] | None = None
+    lookahead_windows_size: Count | None = None
+    lookahead_ngram_size: Count | None = None
+    lookahead_verification_set_size: Count | None = None
     enable_b10_lookahead: bool | None = False
 
     @model_validator(mode="after")
@@ -105,13 +105,13 @@ class TrussTRTLLMBuildConfiguration(Section):
     strongly_typed: bool = False
     quantization_type: TrussTRTLLMQuantizationType = TrussTRTLLMQuantizationType.NO_QUANT
     quantization_config: TrussTRTQuantizationConfiguration = Field(default_factory=TrussTRTQuantizationConfiguration)
-    tensor_parallel_count: WorldSize = 1
+    tensor_parallel_count: Count = 1
     # The public schema leaves these two open; a product of ranks below one can run nowhere.
     pipeline_parallel_count: Annotated[int, Field(ge=1)] = 1
     moe_expert_parallel_option: int = -1
     sequence_parallel_count: Annotated[int, Field(ge=1)] = 1
     plugin_configuration: TrussTRTLLMPluginConfiguration = Field(default_factory=TrussTRTLLMPluginConfiguration)
-    num_builder_gpus: Annotated[int, Field(ge=1)] | None = None
+    num_builder_gpus: Count | None = None
     speculator: TrussSpeculatorConfiguration | None = None
     lora_adapters: dict[_AdapterName, CheckpointRepository] | None = None
     lora_configuration: TrussTRTLLMLoraConfiguration | None = None
@@ -139,7 +139,7 @@ class TrussTRTLLMBuildConfiguration(Section):
             raise refuse(f"base_model `{self.base_model}` was renamed to `decoder`", "base_model")
         if self.base_model is TrussTRTLLMModel.WHISPER:
             raise refuse("base_model `whisper` is not supported by trt_llm any more", "base_model")
-        if self.is_encoder:
+        if self.base_model is TrussTRTLLMModel.ENCODER:  # no KV cache at all
             plugins = self.plugin_configuration.model_copy(
                 update={"paged_kv_cache": False, "use_paged_context_fmha": False}
             )
@@ -163,7 +163,11 @@ class TrussTRTLLMBuildConfiguration(Section):
     @model_validator(mode="after")
     def _check_expert_parallelism(self) -> Self:
         experts = self.moe_expert_parallel_option
-        if experts != -1 and not 1 <= experts <= self.tensor_parallel_count:
+        if (
+            self.base_model is TrussTRTLLMModel.DECODER
+            and experts != -1
+            and not 1 <= experts <= self.tensor_parallel_count
+        ):
             raise refuse(
                 f"moe_expert_parallel_option must be -1 or between 1 and tensor_parallel_count "
                 f"({self.tensor_parallel_count}), not {experts}",

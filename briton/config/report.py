@@ -45,7 +45,7 @@ def _engine(config: Config) -> Iterator[tuple[str, str]]:
     if isinstance(config.trt_llm, TRTLLMConfigurationV2):
         yield (
             "v2",
-            f"limits are those of trt_llm.runtime, chunked prefill is chunked context, policy {config.scheduler_policy}",
+            f"limits are from trt_llm.runtime, chunked prefill is chunked context, policy {config.scheduler_policy}",
         )
     yield "weights", _weights(config)
     yield "kv cache", _kv_cache(config)

@@ -9,9 +9,10 @@ from pydantic import AliasChoices, Field
 from briton.config.enums import TrussTRTLLMBatchSchedulerPolicy
 from briton.config.section import Section
 
-MaxSeqLen = Annotated[int, Field(ge=1, le=1_048_576)]
+# Limits are strict integers: "32" and true are refused.
+Count = Annotated[int, Field(strict=True, ge=1)]
+MaxSeqLen = Annotated[int, Field(strict=True, ge=1, le=1_048_576)]
 MaxBatchSize = Annotated[int, Field(strict=True, ge=1, le=2048)]
-WorldSize = Annotated[int, Field(strict=True, ge=1)]
 
 
 class TrussTRTLLMRuntimeConfiguration(Section):
@@ -19,10 +20,10 @@ class TrussTRTLLMRuntimeConfiguration(Section):
 
     # The public schema leaves the fraction open; nothing outside (0, 1] can be allocated.
     kv_cache_free_gpu_mem_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
-    kv_cache_host_memory_bytes: Annotated[int, Field(ge=1)] | None = None
+    kv_cache_host_memory_bytes: Count | None = None
     enable_chunked_context: bool = True
     batch_scheduler_policy: TrussTRTLLMBatchSchedulerPolicy = TrussTRTLLMBatchSchedulerPolicy.GUARANTEED_NO_EVICT
-    request_default_max_tokens: Annotated[int, Field(ge=1)] | None = None
+    request_default_max_tokens: Count | None = None
     served_model_name: str | None = None
     total_token_limit: int = 500_000  # of the discontinued external drafts: read, without effect
     webserver_default_route: Literal["/v1/embeddings", "/rerank", "/predict", "/predict_tokens"] | None = None
@@ -34,7 +35,7 @@ class TRTLLMRuntimeConfigurationV2(Section):
     max_seq_len: MaxSeqLen | None = None
     max_batch_size: MaxBatchSize = 256
     max_num_tokens: Annotated[int, Field(strict=True, gt=64, le=131_072)] = 8192
-    tensor_parallel_size: WorldSize = 1
+    tensor_parallel_size: Count = 1
     enable_chunked_prefill: bool = True
     served_model_name: str | None = None
     patch_kwargs: dict[str, str | int | float | dict[Any, Any] | list[Any] | None] = Field(

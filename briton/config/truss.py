@@ -31,6 +31,7 @@ OTHER_TRUSS_KEYS = frozenset(
     {
         "apply_library_patches",
         "base_image",
+        "bis_llm",
         "build",
         "build_commands",
         "bundled_packages_dir",
@@ -65,16 +66,6 @@ OTHER_TRUSS_KEYS = frozenset(
 )
 
 
-class ModelMetadata(Section):
-    """`model_metadata`: free, but for the tags."""
-
-    tags: list[str] = Field(default_factory=list)
-    example_model_input: Any = None
-    repo_id: Any = None
-    avatar_url: Any = None
-    cover_image_url: Any = None
-
-
 class Resources(Section):
     """`resources`: what the model asks of a machine. Only the accelerator has a meaning here."""
 
@@ -83,7 +74,15 @@ class Resources(Section):
     memory: Any = None
     use_gpu: Any = None
     node_count: Any = None
+    fabric: Any = None
     instance_type: Any = None
+
+    @field_validator("accelerator", mode="before")
+    @classmethod
+    def _from_mapping(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.keys() == {"accelerator", "count"}:
+            return f"{value['accelerator']}:{value['count']}"
+        return value
 
     @field_validator("accelerator")
     @classmethod
@@ -113,7 +112,7 @@ class TrussConfig(Section):
     """A config.yaml."""
 
     model_name: str | None = None
-    model_metadata: ModelMetadata = Field(default_factory=ModelMetadata)
+    model_metadata: dict[str, Any] = Field(default_factory=dict)
     resources: Resources = Field(default_factory=Resources)
     trt_llm: TRTLLMConfiguration
     briton: Annotated[BritonSection, Field(strict=True)] = Field(default_factory=BritonSection)
@@ -123,9 +122,20 @@ class TrussConfig(Section):
     def _empty_is_default(cls, value: Any) -> Any:
         return {} if value is None else value  # `briton:` with nothing below it
 
+    @property
+    def tags(self) -> list[str]:
+        """`model_metadata.tags`, which may also be a single word."""
+        tags = self.model_metadata.get("tags") or []
+        return [str(tag) for tag in tags] if isinstance(tags, list) else [str(tags)]
+
+    @property
+    def is_v1_decoder(self) -> bool:
+        """Of the Briton family: the one that the tags are meant for."""
+        return isinstance(self.trt_llm, TRTLLMConfigurationV1) and not self.trt_llm.build.is_encoder
+
     @model_validator(mode="after")
     def _check_tags(self) -> Self:
-        if OPENAI_TAG in self.model_metadata.tags and LEGACY_TAG in self.model_metadata.tags:
+        if self.is_v1_decoder and OPENAI_TAG in self.tags and LEGACY_TAG in self.tags:
             raise refuse(f"tags hold both `{OPENAI_TAG}` and `{LEGACY_TAG}`: keep one", "model_metadata.tags")
         return self
 
