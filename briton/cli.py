@@ -115,11 +115,11 @@ def serve(
 
     Builds the engine unless it is cached, runs engine and gateway, starts again what dies, and drains on SIGTERM or Ctrl-C.
     """
+    loaded, writer = _open_config(config, "serve")
     from briton.config import load_environment
     from briton.serve import ServeOptions
     from briton.serve import serve as run
 
-    loaded, writer = _open_config(config, "serve")
     options = ServeOptions(host, port, grpc_port, context.obj.debug)
     raise typer.Exit(run(loaded, load_environment(), options, writer))
 
@@ -130,11 +130,11 @@ def build(config: ConfigOption) -> None:
 
     Fetches the checkpoint and converts its weights, unless the same was built before.
     """
+    loaded, _ = _open_config(config, "build")
     from briton_engine_builder import build_engine
 
     from briton.config import load_environment
 
-    loaded, _ = _open_config(config, "build")
     typer.echo(build_engine(loaded, load_environment()))
 
 
@@ -155,12 +155,13 @@ def engine(
     """
     if supervised:
         _end_with_supervisor()
-    from briton.config import load_environment
+    loaded, _ = _open_config(config, "engine", supervised)
     from briton.engine_process import run_engine
 
-    loaded, _ = _open_config(config, "engine", supervised)
     if engine_dir is None:
         from briton_engine_builder import build_engine
+
+        from briton.config import load_environment
 
         engine_dir = build_engine(loaded, load_environment())
     host = loaded.briton.host if host is None else host
@@ -185,9 +186,9 @@ def gateway(
     """
     if supervised:
         _end_with_supervisor()
+    loaded, _ = _open_config(config, "gateway", supervised)
     from briton_server.main import run_gateway
 
-    loaded, _ = _open_config(config, "gateway", supervised)
     host = loaded.briton.host if host is None else host
     port = loaded.briton.http_port if port is None else port
     raise typer.Exit(run_gateway(loaded, tokenizer_dir=tokenizer, engine_address=engine, host=host, port=port))

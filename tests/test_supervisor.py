@@ -7,32 +7,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from briton.supervisor import ChildFailed, ChildSpec, RestartPolicy, Supervisor
+from tests.processes import is_running, wait_until
 
 FAKE_CHILD = Path(__file__).with_name("fake_child.py")
 QUICK = RestartPolicy(first_delay_s=0.02, max_delay_s=0.1, max_failures=3, stable_s=30.0, start_timeout_s=10.0)
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    """Poll until the condition holds; fail when it does not in time."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.01)
-
-
-def is_running(pid: int) -> bool:
-    """Whether the process runs: neither gone nor a zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
 class Harness:

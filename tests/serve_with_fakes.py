@@ -1,0 +1,37 @@
+"""`briton serve` with a fake builder and fake children, for tests of its ports and signals.
+
+serve_with_fakes.py DIRECTORY CONFIG HTTP_PORT GRPC_PORT [NAME=BEHAVIOUR,BEHAVIOUR...]
+"""
+
+import sys
+from pathlib import Path
+
+import briton.serve
+from briton import cli
+from briton.config import Config
+from briton.logs import ChildLines, LineWriter
+from briton.serve import Addresses
+from briton.supervisor import ChildSpec
+
+directory, config, http_port, grpc_port = Path(sys.argv[1]), *sys.argv[2:5]
+behaviours = {name: told.split(",") for name, _, told in (argument.partition("=") for argument in sys.argv[5:])}
+
+
+def fake_specs(
+    config: Config, engine_dir: Path, addresses: Addresses, writer: LineWriter, *, debug: bool
+) -> tuple[ChildSpec, ...]:
+    program = str(Path(__file__).with_name("fake_child.py"))
+    return tuple(
+        ChildSpec(
+            name,
+            (sys.executable, program, name, str(directory), "--supervised", *behaviours.get(name, [])),
+            (directory / f"{name}.ready").exists,
+            ChildLines(writer, name, "text"),
+        )
+        for name in ("engine", "gateway")
+    )
+
+
+briton.serve.build_engine = lambda config, environment: directory
+briton.serve.child_specs = fake_specs
+cli.main(["serve", "--config", config, "--port", http_port, "--grpc-port", grpc_port])

@@ -1,0 +1,152 @@
+"""The command line: what is printed, and the exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from briton import __version__, cli
+from briton.errors import BuildError, ConfigError, Unsupported
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "smollm2-135m-instruct" / "config.yaml"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    return subprocess.run([sys.executable, "-m", "briton", *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_help_names_every_command_and_is_quick() -> None:
+    run("--help")  # once, for bytecode and page cache
+    start = time.monotonic()
+    done = run("--help")
+    assert time.monotonic() - start < 0.5
+    assert done.returncode == 0
+    for command in ("serve", "build", "engine", "gateway", "config"):
+        assert f"\n  {command} " in done.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = ("grpc", "openvino", "numpy", "pydantic", "rich")
+    program = f"import sys, briton.cli; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"briton {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("serve", ("--config", "--host", "--port", "--grpc-port")),
+        ("build", ("--config",)),
+        ("engine", ("--config", "--engine-dir", "--host", "--port")),
+        ("gateway", ("--config", "--engine", "--tokenizer", "--host", "--port")),
+    ],
+)
+def test_every_option_is_explained(command: str, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    text = capsys.readouterr().out
+    for option in options:
+        assert f"  {option} " in text
+    assert "--supervised" not in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["serve"], ["nonsense"], ["serve", "--config", "x", "--port", "65536"], ["serve", "--config", "x", "--port", "a"]],
+)
+def test_a_wrong_command_line_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert "Error: " in capsys.readouterr().err
+
+
+def test_config_check_of_the_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["config", "check", *map(str, EXAMPLE.parents[1].glob("*/config.yaml"))])
+    out, err = capsys.readouterr()
+    assert "smollm2-135m-instruct" in out
+    assert err == ""
+
+
+def test_config_check_names_the_field_and_looks_at_every_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(EXAMPLE.read_text().replace("max_batch_size: 16", "max_batch_size: none"))
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["config", "check", str(wrong), str(tmp_path / "absent.yaml"), str(EXAMPLE)])
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert len(lines) == 2
+    assert str(wrong) in lines[0]
+    assert "trt_llm.build.max_batch_size" in lines[0]
+    assert "absent.yaml" in lines[1]
+    assert f"{EXAMPLE}: valid" in out
+
+
+@pytest.mark.parametrize("command", [["serve"], ["build"], ["engine"], ["gateway", "--engine=a:1", "--tokenizer=x"]])
+def test_a_wrong_config_is_one_line_and_exit_code_2(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(EXAMPLE.read_text() + "  local_: {}\n")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command, "--config", str(wrong)])
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("briton: error: ")
+    assert "briton.local_" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("no\n good", "f"), 2),
+        (BuildError("no\n good"), 1),
+        (Unsupported("no\n good"), 1),
+        (PermissionError("no\n good"), 1),
+    ],
+)
+def test_an_error_is_one_line(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: object, environment: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr("briton_engine_builder.build_engine", fail)
+    monkeypatch.setattr(cli, "_open_config", lambda path, process: (None, None))
+    monkeypatch.delenv("BRITON_DEBUG", raising=False)
+    with pytest.raises(SystemExit, match=str(code)):
+        cli.main(["build", "--config", "any"])
+    assert capsys.readouterr().err == "briton: error: no good\n"
+    with pytest.raises(SystemExit, match=str(code)):
+        cli.main(["--debug", "build", "--config", "any"])
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setenv("BRITON_DEBUG", "1")
+    with pytest.raises(SystemExit, match=str(code)):
+        cli.main(["build", "--config", "any"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_bug_shows_its_traceback_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(path: object, process: object) -> NoReturn:
+        raise KeyError("x")
+
+    monkeypatch.setattr(cli, "_open_config", fail)
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["build", "--config", "any"])
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.endswith("briton: error: internal error, please report it: KeyError: 'x'\n")

@@ -1,0 +1,94 @@
+"""How log lines look, and that lines of several threads stay whole."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from briton.logs import ChildLines, LineWriter, configure_logging
+
+
+@pytest.fixture(autouse=True)
+def root_logger() -> Iterator[None]:
+    """Undo what `configure_logging` does to the root logger."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+def test_text_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "text", process="engine")
+    logging.getLogger("briton.engine").info("%d tokens", 3)
+    logging.getLogger("briton.engine").debug("unseen")
+    logging.getLogger("httpx").info("unseen")
+    line = capsys.readouterr().err
+    assert line.endswith(" INFO briton.engine: 3 tokens\n")
+    assert line.count("\n") == 1
+
+
+def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("debug", "json", process="engine")
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        logging.getLogger("briton.engine").exception("it broke")
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    entry = json.loads(line)
+    assert entry["time"].endswith("Z")
+    assert {name: entry[name] for name in ("level", "logger", "process", "message")} == {
+        "level": "error",
+        "logger": "briton.engine",
+        "process": "engine",
+        "message": "it broke",
+    }
+    assert "ValueError: two\nlines" in entry["traceback"]
+
+
+def test_lines_of_a_child_as_text_and_as_json() -> None:
+    stream = io.StringIO()
+    writer = LineWriter(stream)
+    ChildLines(writer, "engine", "text")("hello")
+    ChildLines(writer, "gateway", "text")("")
+    ChildLines(writer, "gateway", "json")('{"message": "whole"}')
+    ChildLines(writer, "gateway", "json")("from a library")
+    ChildLines(writer, "gateway", "json")("")
+    lines = stream.getvalue().splitlines()
+    assert lines[:3] == ["engine  | hello", "gateway | ", '{"message": "whole"}']
+    assert json.loads(lines[3])["message"] == "from a library"
+    assert json.loads(lines[3])["process"] == "gateway"
+    assert len(lines) == 4
+
+
+def test_lines_of_several_threads_stay_whole() -> None:
+    stream = io.StringIO()
+    writer = LineWriter(stream)
+    threads = [
+        threading.Thread(target=lambda letter=letter: [writer.write_line(letter * 500) for _ in range(200)])
+        for letter in "abcd"
+    ]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    lines = stream.getvalue().splitlines()
+    assert sorted(lines) == sorted(letter * 500 for letter in "abcd" for _ in range(200))
+
+
+def test_a_closed_stream_does_not_end_the_writer() -> None:
+    stream = io.StringIO()
+    writer = LineWriter(stream)
+    stream.close()
+    writer.write_line("lost")
