@@ -18,10 +18,10 @@ _KEPT_LINES = 100
 
 
 class ChildProcess:
-    """A running program. `on_exit(self)` is called from a thread, once, when it has ended and its last line was passed on.
+    """A running program. `on_exit(self)` is called from a thread, once, after its end and its last line.
 
-    Its own session keeps the terminal's Ctrl-C from it: the supervisor decides who stops when. Its standard input is a pipe
-    that nothing is written to: when it closes, the supervisor is gone (see `end_with_supervisor`).
+    Its own session keeps the terminal's Ctrl-C from it: the supervisor decides who stops when. Its standard input is
+    a pipe that nothing is written to: when it closes, the supervisor is gone (see `end_with_supervisor`).
     """
 
     def __init__(
@@ -106,8 +106,8 @@ class ChildProcess:
 def end_with_supervisor() -> None:
     """In a child: start the thread that kills this process, and its group if it leads one, when standard input closes.
 
-    A pipe rather than PR_SET_PDEATHSIG: that signal is sent when the parent's *thread* ends, is Linux only, and has a gap
-    between the fork and the call. A pipe's end cannot be missed.
+    A pipe rather than PR_SET_PDEATHSIG: that signal is sent when the parent's *thread* ends, is Linux only, and has a
+    gap between the fork and the call. A pipe's end cannot be missed.
     """
     threading.Thread(target=_kill_at_end_of_input, name="supervisor watch", daemon=True).start()
 

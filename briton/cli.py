@@ -42,8 +42,8 @@ class _GlobalOptions:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line (default: this process's) and exit.
 
-    Exit codes: 0; 1 for what went wrong; 2 for a wrong config or command line. An error is one line on standard error; a
-    traceback comes before it with --debug or BRITON_DEBUG, or when the error is a bug.
+    Exit codes: 0; 1 for what went wrong; 2 for a wrong config or command line. An error is one line on standard
+    error; a traceback comes before it with --debug or BRITON_DEBUG, or when the error is a bug.
     """
     options = _GlobalOptions()
     try:
@@ -113,7 +113,8 @@ def serve(
 ) -> None:
     """Serve a model as an OpenAI endpoint.
 
-    Builds the engine unless it is cached, runs engine and gateway, starts again what dies, and drains on SIGTERM or Ctrl-C.
+    Builds the engine unless it is cached, runs engine and gateway, starts again what dies, and drains on SIGTERM or
+    Ctrl-C.
     """
     loaded, writer = _open_config(config, "serve")
     from briton.config import load_environment
@@ -131,9 +132,8 @@ def build(config: ConfigOption) -> None:
     Fetches the checkpoint and converts its weights, unless the same was built before.
     """
     loaded, _ = _open_config(config, "build")
-    from briton_engine_builder import build_engine
-
     from briton.config import load_environment
+    from briton_engine_builder import build_engine
 
     typer.echo(build_engine(loaded, load_environment()))
 
@@ -151,7 +151,8 @@ def engine(
 ) -> None:
     """Run an engine alone (gRPC).
 
-    The service that gateways and cluster clients talk to: see proto/briton/v1/engine.proto; health and reflection are on.
+    The service that gateways and cluster clients talk to, with health and reflection: see
+    proto/briton/v1/engine.proto.
     """
     if supervised:
         _end_with_supervisor()
@@ -159,9 +160,8 @@ def engine(
     from briton.engine_process import run_engine
 
     if engine_dir is None:
-        from briton_engine_builder import build_engine
-
         from briton.config import load_environment
+        from briton_engine_builder import build_engine
 
         engine_dir = build_engine(loaded, load_environment())
     host = loaded.briton.host if host is None else host
@@ -198,7 +198,8 @@ def gateway(
 def check(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Config files.")]) -> None:
     """Check config files.
 
-    Says what each would build and serve, by which executor and why. Exit code 2 when one is wrong, with the field's name.
+    Says what each would build and serve, by which executor and why. Exit code 2 when one is wrong, with the field's
+    name.
     """
     from briton.config import load_config
     from briton.config.report import report

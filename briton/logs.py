@@ -16,7 +16,7 @@ from typing import TextIO
 
 
 class LineWriter:
-    """Whole lines from several threads to one stream, never interleaved. A closed stream loses lines, not the caller."""
+    """Whole lines from several threads to one stream. A closed stream loses lines, not the caller."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

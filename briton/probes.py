@@ -1,4 +1,4 @@
-"""What `briton serve` asks of ports and of its children: is the port free, does the engine serve, is the gateway ready."""
+"""What `briton serve` asks: is the port free, does the engine serve, is the gateway ready."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ _PROBE_TIMEOUT_S = 1.0
 def claim_port(host: str, port: int, flag: str) -> int:
     """Return `port` if a server could listen on it now, or a free one for port 0.
 
-    Raises BritonError naming port and flag when something listens there already, ConfigError when the host is not this machine's.
+    Raises BritonError naming port and flag when something listens there already, ConfigError when the host is not this
+    machine's.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with socket.socket(family, kind, protocol) as probe:
-            # As servers do, so that a port whose last connections linger (TIME_WAIT) counts as free; a listener still refuses.
+            # As servers do: a port whose last connections linger (TIME_WAIT) counts as free, one with a listener not.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""`briton serve`: one config in, a served model out. Says which processes run; `briton.supervisor` keeps them running."""
+"""`briton serve`: one config in, a served model out. Says which processes run; the supervisor keeps them running."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from briton_engine_builder import build_engine
-
 from briton import probes
 from briton.config import Config, Environment
 from briton.errors import ConfigError
 from briton.logs import ChildLines, LineWriter
 from briton.supervisor import ChildSpec, RestartPolicy, Supervisor
+from briton_engine_builder import build_engine
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Keeps the processes of `briton serve` running: start in order, restart what dies, drain in the opposite order.
 
-Knows commands, exits and clocks. It does not know what an engine or a gateway is (`briton.serve` says that), and installs no
-signal handlers: whoever does calls `stop`.
+Knows commands, exits and clocks. It does not know what an engine or a gateway is (`briton.serve` says that), and
+installs no signal handlers: whoever does calls `stop`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class _Slot:
 
 
 class Supervisor:
-    """Runs children until `stop` is called or one of them cannot be kept running. One thread calls `run`; any may call `stop`."""
+    """Runs children until `stop` is called, from any thread, or one of them cannot be kept running."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Supervisor:
         drain_timeout_s: float,
         on_ready: Callable[[], None],
     ) -> None:
-        """`specs` in the order of starting: each is started when the one before it is ready. `on_ready`: once, after the last."""
+        """`specs` in the order of starting: each starts when the one before is ready. `on_ready`: once, after the last."""
         self._slots = [_Slot(spec) for spec in specs]
         self._policy = policy
         self._drain_timeout_s = drain_timeout_s
@@ -96,7 +96,7 @@ class Supervisor:
         self._events.put(signum)
 
     def run(self) -> int:
-        """Returns the exit code: 0 after a drain, 128 + signal when a second signal cut it short. Raises ChildFailed."""
+        """Returns the exit code: 0 after a drain, 128 + signal when a second one cut it short. Raises ChildFailed."""
         try:
             while True:
                 self._start_what_is_due()

@@ -2,8 +2,9 @@
 
     fake_child.py NAME DIRECTORY [BEHAVIOUR...]
 
-Ready: DIRECTORY/NAME.ready exists. Behaviours: `crash` ends with code 3 and an error line; `crash-later` too, but after it was
-ready; `deaf` ignores SIGTERM; `slow` takes 0.3 s to end; `grandchild` starts a process of its own; `unready` never is ready.
+Ready: DIRECTORY/NAME.ready exists. Behaviours: `crash` ends with code 3 and an error line; `crash-later` ends after it
+was ready; `deaf` ignores SIGTERM; `slow` takes 0.3 s to end; `grandchild` starts a process of its own; `unready` never
+is ready.
 """
 
 import os
