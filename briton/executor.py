@@ -1,9 +1,12 @@
-"""The Executor protocol: the seam between the engine and whatever runs the model."""
+"""The Executor protocol, the seam between the engine and whatever runs the model; and the choice of one."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
+from briton.config import Config
+from briton.config.serving import check_servable
 from briton.types import ExecutorStats, GenerationRequest, ModelInfo, TokenChunk
 
 
@@ -43,3 +46,30 @@ class Executor(Protocol):
     def shutdown(self) -> None:
         """End every open request (CANCELLED) and free the model. Idempotent."""
         ...
+
+
+def create_executor(config: Config, engine_dir: Path) -> Executor:
+    """Load an engine directory into the executor that the config asks for, and start it.
+
+    Raises Unsupported where this version cannot serve the config, BuildError or ConfigError where it cannot run here.
+    """
+    check_servable(config)
+    from briton.local.loader import load_local_executor  # imports openvino
+    from briton.local.settings import LocalSettings
+
+    local = config.briton.local
+    settings = LocalSettings(
+        max_batch_size=config.max_batch_size,
+        max_num_tokens=config.max_num_tokens,
+        max_queue_size=config.briton.max_queue_size,
+        max_seq_len=config.max_seq_len,
+        policy=config.scheduler_policy.value,
+        enable_chunked_context=config.enable_chunked_context,
+        default_max_tokens=config.default_max_tokens,
+        threads=local.threads,
+        precision=None if local.precision == "auto" else local.precision,
+        kv_cache_dtype=local.kv_cache_dtype,
+        kv_cache_tokens=local.kv_cache_tokens,
+        kv_cache_memory_bytes=local.kv_cache_memory_bytes,
+    )
+    return load_local_executor(engine_dir, settings, config.served_model_name)

@@ -28,7 +28,7 @@ class ModelRunner:
     def __init__(self, directory: Path, manifest: EngineManifest, settings: LocalSettings) -> None:
         core = ov.Core()
         self.precision = settings.precision or _best_precision(core)
-        self.kv_cache_dtype = settings.kv_cache_dtype or manifest.kv_cache_dtype
+        self.kv_cache_dtype = _kv_cache_dtype(settings, manifest, self.precision)
         self.max_seq_len = min(
             settings.max_seq_len or manifest.model.max_position_embeddings, manifest.model.max_position_embeddings
         )
@@ -71,6 +71,12 @@ class ModelRunner:
         self._request.infer()
         logits: NDArray[np.float32] = self._request.get_tensor("logits").data
         return logits
+
+
+def _kv_cache_dtype(settings: LocalSettings, manifest: EngineManifest, precision: str) -> str:
+    """The config's, else the engine's. Paged attention takes an unquantized cache in the activations' own type only."""
+    asked = settings.kv_cache_dtype or manifest.kv_cache_dtype
+    return asked if asked == "u8" else precision
 
 
 def _best_precision(core: ov.Core) -> str:

@@ -78,7 +78,7 @@ class _Decoder:
         gate, up = ops.split(self._linear(x, f"layers.{layer}.gate_up"), _ints(1), 2).outputs()
         return self._linear(ops.multiply(ops.swish(gate), up), f"layers.{layer}.down")
 
-    def _linear(self, x: ov.Node, name: str) -> ov.Node:
+    def _linear(self, x: ov.Node | ov.Output, name: str) -> ov.Node:
         product = ops.matmul(x, self._weights.matrix(name), False, True)
         bias = f"{name}.bias"
         return (
@@ -105,7 +105,9 @@ class _Decoder:
         rotated = ops.add(ops.multiply(x4, self._cos), ops.multiply(turned, self._sin))
         return ops.reshape(rotated, _ints([-1, heads * dim]), False).output(0)
 
-    def _paged_attention(self, query: ov.Output, key: ov.Output, value: ov.Output, caches: list[ov.Output]) -> ov.Node:
+    def _paged_attention(
+        self, query: ov.Output, key: ov.Output, value: ov.Output, caches: list[ov.Output]
+    ) -> ov.Output:
         """The op's 28 inputs, those that are not used at their neutral value. The name is private: see
         tests/local/test_paged_attention.py."""
         m = self._model
@@ -125,7 +127,7 @@ class _Decoder:
         info = node.get_rt_info()
         info["num_k_heads"], info["k_head_size"] = m.num_key_value_heads, m.head_dim
         info["num_v_heads"], info["v_head_size"] = m.num_key_value_heads, m.head_dim
-        return node
+        return node.output(0)
 
     def _input(self, name: str, shape: Sequence[int], dtype: Any) -> ov.op.Parameter:
         node = ops.parameter(list(shape), dtype, name=name)
