@@ -1,0 +1,104 @@
+"""One Generate call: a proto request in, responses out. Text in and out is here, and nowhere below."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import fields
+
+from briton.engine import Engine
+from briton.errors import InvalidRequest, ModelNotFound, Unsupported
+from briton.request_stream import RequestStream
+from briton.responses import ResponseBuilder
+from briton.text.tokenizer import Tokenizer
+from briton.text_output import TextOutput
+from briton.types import SamplingParams
+from briton.v1 import engine_pb2 as pb
+from briton.validation import check_prompt_length, check_sampling
+from briton.wire import guide_from_proto, sampling_from_proto
+
+LONG_TEXT = 2048  # characters; a longer prompt is tokenized in a thread, the event loop goes on meanwhile
+MAX_REQUEST_ID_LENGTH = 256
+MAX_CACHE_SALT_LENGTH = 256
+_SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
+
+
+class Generation:
+    """What Generate does, over an engine. Without a tokenizer it takes and gives token ids only."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        table = tokenizer.table if tokenizer is not None else None
+        # No token has more bytes, so a text of more than max_seq_len times as many is too long whatever it says.
+        self._max_token_bytes = max(map(len, table.bytes_of)) if table is not None else None
+
+    async def start(
+        self, request: pb.GenerateRequest, timeout_s: float | None
+    ) -> tuple[RequestStream, ResponseBuilder]:
+        """Check and submit a request: its chunks, and what makes responses of them. Raises BritonError before anything runs."""
+        info = self._engine.info
+        if request.model and request.model != info.model_name:
+            raise ModelNotFound(f"the model {request.model!r} is not served here; {info.model_name!r} is")
+        _at_most("request_id", len(request.request_id), MAX_REQUEST_ID_LENGTH)
+        _at_most("cache_salt", len(request.cache_salt), MAX_CACHE_SALT_LENGTH)
+        prompt = await self._prompt(request)
+        sampling = sampling_from_proto(request.sampling, info, len(prompt))
+        stream = request.stream if request.HasField("stream") else True
+        try:
+            check_sampling(sampling, info)
+            texts = self._texts(request, prompt, sampling.n)
+            chunks = await self._engine.submit(
+                prompt,
+                sampling,
+                guide=guide_from_proto(request.guide),
+                priority=request.priority,
+                cache_salt=request.cache_salt,
+                stream=stream or bool(request.stop),  # whoever looks for stop strings must see tokens as they come
+                timeout_s=timeout_s,
+            )
+        except InvalidRequest as error:
+            raise InvalidRequest(error.message, _wire_field(error.field), error.code) from None
+        return chunks, ResponseBuilder(len(prompt), sampling.n, texts=texts, stream=stream)
+
+    async def _prompt(self, request: pb.GenerateRequest) -> tuple[int, ...]:
+        """The prompt's token ids, of a length that can run."""
+        info = self._engine.info
+        kind = request.WhichOneof("prompt")
+        if kind is None:
+            raise InvalidRequest("prompt is missing: set token_ids or text", "prompt")
+        if kind == "token_ids":
+            check_prompt_length(len(request.token_ids.ids), info)  # before a million of them become objects
+            return tuple(request.token_ids.ids)
+        tokenizer, text = self._need_tokenizer("text"), request.text
+        if self._max_token_bytes:
+            check_prompt_length(max(1, len(text) // self._max_token_bytes), info)  # at least so many tokens
+        if len(text) <= LONG_TEXT:
+            token_ids = tokenizer.encode(text)
+        else:
+            token_ids = await asyncio.to_thread(tokenizer.encode, text)
+        check_prompt_length(len(token_ids), info)
+        return tuple(token_ids)
+
+    def _texts(self, request: pb.GenerateRequest, prompt: tuple[int, ...], n: int) -> list[TextOutput]:
+        """One text for each sequence, where text is wanted."""
+        if not request.return_text and not request.stop:
+            return []
+        tokenizer = self._need_tokenizer("return_text" if request.return_text else "stop")
+        return [TextOutput(tokenizer, request.stop, prompt) for _ in range(n)]
+
+    def _need_tokenizer(self, field: str) -> Tokenizer:
+        if self._tokenizer is None:
+            raise Unsupported("this engine has no tokenizer: send token_ids and read token_ids", field)
+        return self._tokenizer
+
+
+def _wire_field(field: str | None) -> str | None:
+    """A field of SamplingParams as a gRPC caller spells it."""
+    if field is not None and field.partition("[")[0] in _SAMPLING_FIELDS:
+        return f"sampling.{field}"
+    return field
+
+
+def _at_most(field: str, length: int, limit: int) -> None:
+    if length > limit:
+        raise InvalidRequest(f"{field} has {length} characters; the limit is {limit}", field)
