@@ -20,6 +20,17 @@ def check_request(request: GenerationRequest, info: ModelInfo) -> GenerationRequ
     run."""
     check_sampling(request.sampling, info)
     num_prompt = len(request.prompt_token_ids)
+    check_prompt_length(num_prompt, info)
+    _check_ids("prompt", request.prompt_token_ids, info.vocab_size)
+    room = info.max_seq_len - num_prompt
+    if request.sampling.max_tokens <= room:
+        return request
+    cut = replace(request.sampling, max_tokens=room, min_tokens=min(request.sampling.min_tokens, room))
+    return replace(request, sampling=cut)
+
+
+def check_prompt_length(num_prompt: int, info: ModelInfo) -> None:
+    """Raise InvalidRequest for a prompt of no tokens, or of so many that no output fits."""
     if num_prompt == 0:
         raise InvalidRequest("prompt must have at least 1 token", "prompt")
     if num_prompt >= info.max_seq_len:
@@ -29,12 +40,6 @@ def check_request(request: GenerationRequest, info: ModelInfo) -> GenerationRequ
             "prompt",
             "context_length_exceeded",
         )
-    _check_ids("prompt", request.prompt_token_ids, info.vocab_size)
-    room = info.max_seq_len - num_prompt
-    if request.sampling.max_tokens <= room:
-        return request
-    cut = replace(request.sampling, max_tokens=room, min_tokens=min(request.sampling.min_tokens, room))
-    return replace(request, sampling=cut)
 
 
 def check_sampling(sampling: SamplingParams, info: ModelInfo) -> None:
