@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,8 +51,7 @@ class Config:
     @property
     def served_model_name(self) -> str:
         """What clients call the model: runtime.served_model_name, else model_name, else the repository's last part."""
-        repository = self.trt_llm.build.checkpoint_repository
-        last_part = repository.repo.rstrip("/").rpartition("/")[2] if repository else ""
+        last_part = self.checkpoint.repo.rstrip("/").rpartition("/")[2] if self.has_checkpoint else ""
         return self.trt_llm.runtime.served_model_name or self.model_name or last_part or self.path.stem
 
     @property
@@ -70,8 +70,8 @@ class Config:
             )
         if repository.source is not CheckpointSource.LOCAL:
             return repository
-        file = self.path.absolute().parent / Path(repository.repo).expanduser()
-        return repository.model_copy(update={"repo": str(file)})
+        file = self.path.parent / Path(repository.repo).expanduser()
+        return repository.model_copy(update={"repo": os.path.abspath(file)})
 
     @property
     def max_seq_len(self) -> int | None:

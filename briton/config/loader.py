@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,13 @@ def load_config(path: Path) -> Config:
         truss = TrussConfig.model_validate(file.data)
     except ValidationError as error:
         raise _config_error(file, error) from None
+    briton = truss.briton
+    if briton.cache_dir is not None:  # relative to the file, as a LOCAL checkpoint is
+        cache_dir = os.path.abspath(path.parent / briton.cache_dir.expanduser())
+        briton = briton.model_copy(update={"cache_dir": Path(cache_dir)})
     return Config(
         trt_llm=truss.trt_llm,
-        briton=truss.briton,
+        briton=briton,
         path=path,
         model_name=truss.model_name,
         accelerator=truss.resources.accelerator,
@@ -69,7 +75,8 @@ def _message(detail: ErrorDetails) -> str:
     value: Any = detail["input"]
     text = repr(value) if value is None or isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
     shown = text if len(text) <= _SHOWN_VALUE else text[: _SHOWN_VALUE - 3] + "..."
-    quote = " (quote it)" if detail["type"] == "string_type" and not isinstance(value, (dict, list)) else ""
+    is_word = isinstance(value, (bool, int, float, datetime.date))  # to YAML, though meant as text
+    quote = " (quote it)" if detail["type"] == "string_type" and is_word else ""
     return f"{detail['msg'][0].lower()}{detail['msg'][1:]}, not {shown}{quote}"
 
 

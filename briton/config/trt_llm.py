@@ -86,5 +86,10 @@ def _stack(section: Any) -> str | None:
 
 TRTLLMConfiguration = Annotated[
     Annotated[TRTLLMConfigurationV1, Tag("v1")] | Annotated[TRTLLMConfigurationV2, Tag("v2")],
-    Discriminator(_stack, custom_error_type="refused", custom_error_message="inference_stack must be `v1` or `v2`"),
+    Discriminator(
+        _stack,
+        custom_error_type="refused",
+        custom_error_message="inference_stack must be `v1` or `v2`",
+        custom_error_context={"field": "inference_stack"},
+    ),
 ]

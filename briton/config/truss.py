@@ -87,6 +87,7 @@ class Resources(Section):
     @field_validator("accelerator")
     @classmethod
     def _is_accelerator(cls, value: str | None) -> str | None:
+        value = (value or "").strip()
         if not value:
             return None
         name, _, count = value.partition(":")

@@ -86,27 +86,26 @@ def _child(node: yaml.Node, step: str | int) -> tuple[yaml.Node, yaml.Node] | No
 def _refuse_duplicates(path: Path, root: yaml.Node) -> None:
     """YAML forbids equal keys, PyYAML keeps the last one."""
     seen: set[int] = set()  # an alias is the same node again
-    nodes: list[yaml.Node] = [root]
+    nodes: list[tuple[yaml.Node, str]] = [(root, "")]
     while nodes:
-        node = nodes.pop()
+        node, field = nodes.pop()
         if id(node) in seen or isinstance(node, yaml.ScalarNode):
             continue
         seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
-            _refuse_duplicate_keys(path, node)
-            nodes += [child for _, child in node.value]
+            _refuse_duplicate_keys(path, node, field)
+            nodes += [(child, f"{field}{key.value}.") for key, child in node.value]
         else:
-            nodes += node.value
+            nodes += [(child, f"{field}{index}.") for index, child in enumerate(node.value)]
 
 
-def _refuse_duplicate_keys(path: Path, node: yaml.MappingNode) -> None:
+def _refuse_duplicate_keys(path: Path, node: yaml.MappingNode, prefix: str) -> None:
     first: dict[tuple[str, str], int] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
             continue
         name, line = (key.tag, key.value), key.start_mark.line + 1
         if name in first:
-            raise ConfigError(
-                f"{path}:{line}: the key {key.value} is there twice, first in line {first[name]}", key.value
-            )
+            field = f"{prefix}{key.value}"
+            raise ConfigError(f"{path}:{line}: {field}: the key is there twice, first in line {first[name]}", field)
         first[name] = line
