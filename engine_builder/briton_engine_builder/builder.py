@@ -9,6 +9,7 @@ import re
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from briton.config import Config, Environment
 from briton.config.local_target import LocalTarget, local_target
@@ -31,8 +32,8 @@ _HASH_CHUNK = 1 << 22
 def build_engine(config: Config, environment: Environment, *, progress: bool = True) -> Path:
     """The engine directory of a config: the cached one, or one built now.
 
-    Raises ConfigError for a limit that the model cannot meet, Unsupported for a model or source that the local executor has not
-    got, BuildError for a checkpoint that cannot be fetched, read or converted, and for a disk that is full.
+    Raises ConfigError for a limit that the model cannot meet, Unsupported for a model or source that the local executor
+    has not got, BuildError for a checkpoint that cannot be fetched, read or converted, and for a disk that is full.
     """
     found = find_cached_engine(config, environment)
     if found is not None:
@@ -72,7 +73,7 @@ def find_cached_engine(config: Config, environment: Environment) -> Path | None:
 
 
 def engine_key(config: Config, target: LocalTarget, fetched: FetchedCheckpoint) -> str:
-    """The name of the engine's directory: the checkpoint's name, to be read by people, and a hash of all that the content depends on."""
+    """The name of an engine's directory: the checkpoint's, to be read by people, and a hash of all it depends on."""
     content = {
         "identity": fetched.identity,
         "quantization_type": str(config.quantization_type),
@@ -81,7 +82,7 @@ def engine_key(config: Config, target: LocalTarget, fetched: FetchedCheckpoint) 
         "format_version": FORMAT_VERSION,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
-    name = re.sub(r"[^A-Za-z0-9.-]+", "-", Path(config.checkpoint.repo).name).strip("-.")[:60]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(config.checkpoint.repo).name).strip("-.")[:60]
     return f"{name or 'model'}-{digest}"
 
 
@@ -108,7 +109,9 @@ def _write_engine(
         logger.warning(
             "%s names no end-of-sequence token: only max_tokens and stop strings end a request", fetched.path
         )
-    files = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(directory.iterdir())}
+    files: dict[str, dict[str, Any]] = {
+        file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(directory.iterdir())
+    }
     EngineManifest(
         model_name=Path(config.checkpoint.repo).name,
         model=checkpoint.model,
@@ -130,7 +133,7 @@ def _check_supported(config: Config) -> None:
         )
     if config.tensor_parallel_size != 1:
         raise Unsupported(
-            f"tensor parallelism {config.tensor_parallel_size} is not supported by the local executor: it runs on 1 rank",
+            f"tensor parallelism over {config.tensor_parallel_size} ranks is not supported by the local executor",
             "tensor_parallel_count",
         )
 
@@ -138,7 +141,8 @@ def _check_supported(config: Config) -> None:
 def _check_limits(config: Config, max_position_embeddings: int) -> None:
     if config.max_seq_len is not None and config.max_seq_len > max_position_embeddings:
         raise ConfigError(
-            f"max_seq_len is {config.max_seq_len}; the model's positions (or its attention window) end at {max_position_embeddings}",
+            f"max_seq_len is {config.max_seq_len}; the model's limit (max_position_embeddings, or its sliding_window) "
+            f"is {max_position_embeddings}",
             "max_seq_len",
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -14,6 +14,8 @@ from briton.engine_dir import load_manifest
 from briton.errors import BuildError
 
 logger = logging.getLogger(__name__)
+
+_BUILDING = ".building"
 
 
 class EngineCache:
@@ -54,12 +56,13 @@ class EngineCache:
 
     @contextmanager
     def new_directory(self, key: str) -> Iterator[Path]:
-        """An empty directory to build in, which becomes the key's when the block ends well and vanishes when it does not.
+        """An empty directory to build in: the key's when the block ends well, gone when it does not.
 
         Call it with the lock held.
         """
-        building = self.directory / f".{key}.building"
-        shutil.rmtree(building, ignore_errors=True)  # of a builder that was killed
+        building = self._building(key)
+        self._sweep()
+        shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         try:
             yield building
@@ -69,3 +72,13 @@ class EngineCache:
             raise BuildError(f"cannot write the engine to {self.directory}: {error}") from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
+
+    def _building(self, key: str) -> Path:
+        return self.directory / f".{key}{_BUILDING}"
+
+    def _sweep(self) -> None:
+        """Remove what killed builders left: directories whose lock nobody holds."""
+        for building in self.directory.glob(f".*{_BUILDING}"):
+            lock = FileLock(self.directory / f"{building.name.removesuffix(_BUILDING)}.lock")
+            with suppress(Timeout), lock.acquire(timeout=0):
+                shutil.rmtree(building, ignore_errors=True)

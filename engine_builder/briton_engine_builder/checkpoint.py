@@ -12,9 +12,9 @@ from briton_engine_builder.tensor import Tensor
 class Checkpoint(Protocol):
     """An open checkpoint. Tensors are named by role: the engine directory's names, before fusing.
 
-    Roles: `embed_tokens`, `norm`, `lm_head`, and `layers.{i}.` followed by `input_norm`, `q`, `k`, `v`, `o`, `post_attention_norm`,
-    `gate`, `up`, `down`. A bias has the role of its matrix followed by `.bias`. Query and key rows are in the order of
-    the rotate-half form of rotary embedding, as in Hugging Face checkpoints.
+    Roles: `embed_tokens`, `norm`, `lm_head`, and `layers.{i}.` followed by `input_norm`, `q`, `k`, `v`, `o`,
+    `post_attention_norm`, `gate`, `up`, `down`. A bias has the role of its matrix followed by `.bias`. Query and key
+    rows are in the order of the rotate-half form of rotary embedding, as in Hugging Face checkpoints.
     """
 
     path: Path
@@ -23,7 +23,7 @@ class Checkpoint(Protocol):
     generation_config: dict[str, Any] | None  # as in generation_config.json
 
     def tensor(self, role: str) -> Tensor:
-        """The tensor of a role. Raises BuildError, with the name that the checkpoint should have it under, when it is missing."""
+        """The tensor of a role. Raises BuildError, with the checkpoint's own name for it, when it is missing."""
         ...
 
     def has(self, role: str) -> bool:

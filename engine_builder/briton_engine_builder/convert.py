@@ -1,4 +1,4 @@
-"""From an open checkpoint to the weights of an engine directory: which encoding each matrix gets, and the writing, on all cores."""
+"""From an open checkpoint to the weights of an engine: which encoding each matrix gets; the writing, on all cores."""
 
 from __future__ import annotations
 
@@ -65,8 +65,10 @@ def write_weights(checkpoint: Checkpoint, target: Target, path: Path, advance: C
         with ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:
             slices = [job for matrix, encoding in plan for job in _slices(matrix, encoding, file, advance)]
             futures = [pool.submit(job) for job in slices]
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            pool.shutdown(cancel_futures=True)
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            finally:
+                pool.shutdown(cancel_futures=True)
             for future in done:
                 future.result()
     return describe_stored([(matrix.family, encoding.stored) for matrix, encoding in plan])
@@ -78,7 +80,7 @@ def num_weights(checkpoint: Checkpoint) -> int:
 
 
 def choose_encoding(matrix: Matrix, target: Target) -> Encoding:
-    """The carried blocks when the target asks for their width or for nothing; else the target's dtype. Raises BuildError."""
+    """Carried blocks if the target asks for their width or for nothing, else the target's dtype. Raises BuildError."""
     wanted = target.mlp if matrix.family == "mlp" else target.attention
     carried = carried_encoding(matrix.parts)
     if carried is not None and (target.carry_over or carried.stored == wanted):
@@ -94,7 +96,7 @@ def choose_encoding(matrix: Matrix, target: Target) -> Encoding:
 
 
 def describe_stored(stored: list[tuple[str, str]]) -> str:
-    """(family, dtype) of every matrix -> "int8", or "int4/int8" where the layers' MLP and attention differ (by majority in each)."""
+    """(family, dtype) of every matrix -> "int8", or "int4/int8" (MLP/attention) where they differ, by majority."""
 
     def most(family: str) -> str:
         return Counter(dtype for kind, dtype in stored if kind == family).most_common(1)[0][0]
@@ -111,7 +113,7 @@ def _slices(
     columns = matrix.shape[1]
     step = max(1, _SLICE_WEIGHTS // columns)
     above = 0  # rows of the parts before
-    for part, bias in zip(matrix.parts, matrix.biases):
+    for part, bias in zip(matrix.parts, matrix.biases, strict=True):
         for start in range(0, part.shape[0], step):
             stop = min(start + step, part.shape[0])
 

@@ -1,4 +1,4 @@
-"""How a matrix is stored in an engine directory. Every encoding works row by row, so that a matrix can be written in slices."""
+"""How a matrix is stored in an engine directory. Encodings work row by row, so that a matrix is written in slices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ Arrays = dict[str, tuple[str, tuple[int, ...]]]  # name -> (safetensors dtype, s
 class Encoding(Protocol):
     """One way to store a matrix [out, in] as one or more arrays of `out` rows."""
 
-    stored: str  # "f32", "bf16", "int8", "int4": what the manifest calls it
+    @property
+    def stored(self) -> str:
+        """What the manifest calls it: "f32", "bf16", "int8", "int4"."""
+        ...
 
     def arrays(self, rows: int, columns: int) -> Arrays:
         """Suffix of the array's name ("", ".scale", ".zero") -> (safetensors dtype, shape)."""
@@ -88,7 +91,7 @@ class Int8Rows:
 
 @dataclass(frozen=True, slots=True)
 class Int4Groups:
-    """int4 in groups of 32 columns, each with a scale and an integer zero point, so that a group spans its own range and 0."""
+    """int4 in groups of 32 columns, each with a scale and an integer zero point: a group spans its own range and 0."""
 
     stored: str = "int4"
 
@@ -126,11 +129,13 @@ def round_to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 def pack_nibbles(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """4-bit values [..., n] as bytes [..., n / 2], the lower nibble first."""
-    return values[..., 0::2] | (values[..., 1::2] << 4)
+    low, high = values[..., 0::2], values[..., 1::2]
+    packed: NDArray[np.uint8] = low | (high << np.uint8(4))
+    return packed
 
 
 def _f16_at_least(scale: NDArray[np.float32], tensor: Tensor) -> NDArray[np.float16]:
-    """float16 rounded up, so that no value lies outside the range of its integers; the values are then divided by exactly this."""
+    """float16 rounded up, so that no value leaves its integers' range; values are then divided by exactly this."""
     if scale.max(initial=0) > F16_MAX:
         raise BuildError(
             f"{tensor.file}: tensor {tensor.name} has weights too large for a float16 scale ({scale.max():.3g})"

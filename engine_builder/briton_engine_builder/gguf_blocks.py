@@ -1,6 +1,7 @@
 """Blocks of ggml carried over into an engine directory as they are: no weight is rounded a second time.
 
-Q4_0: 32 weights (q - 8) * d.  Q4_1: q * d + m.  Q8_0: q * d. In a 4-bit block byte j holds weight j (low nibble) and weight j + 16.
+Q4_0: 32 weights (q - 8) * d.  Q4_1: q * d + m.  Q8_0: q * d.
+In a 4-bit block byte j holds weight j (low nibble) and weight j + 16.
 Source: ggml-common.h and ggml-quants.c of llama.cpp.
 """
 
@@ -39,7 +40,7 @@ class CarriedInt4:
         header = 2 if tensor.dtype == "Q4_0" else 4
         blocks = _blocks(tensor, start, stop, header + GROUP // 2)
         halves = blocks[:, :, header:]
-        packed = np.concatenate([pack_nibbles(halves & 0x0F), pack_nibbles(halves >> 4)], axis=2)
+        packed = np.concatenate([pack_nibbles(halves & np.uint8(15)), pack_nibbles(halves >> np.uint8(4))], axis=2)
         scale = _halves(blocks, 0)
         tensor.check_finite(scale)
         if tensor.dtype == "Q4_0":
@@ -67,7 +68,9 @@ class CarriedInt8:
         if tensor.dtype == "Q4_0":
             blocks = _blocks(tensor, start, stop, 2 + GROUP // 2)
             halves = blocks[:, :, 2:]
-            values = np.concatenate([halves & 0x0F, halves >> 4], axis=2).view(np.int8) - np.int8(_Q4_ZERO)
+            values = np.concatenate([halves & np.uint8(15), halves >> np.uint8(4)], axis=2).view(np.int8) - np.int8(
+                _Q4_ZERO
+            )
         else:
             blocks = _blocks(tensor, start, stop, 2 + GROUP)
             values = blocks[:, :, 2:].view(np.int8)
@@ -93,7 +96,7 @@ def split_minimum(
 ) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.bool_]]:
     """Q4_1's q * d + m as (q - zero) * scale: (scale, zero, blocks whose q must be 0).
 
-    Blocks with d = 0, or so small that -m / d leaves float16, are constant: w = m = (0 - zero) * |m| with zero = -sign(m).
+    Blocks with d = 0, or so small that -m / d leaves float16, are constant: m = (0 - zero) * |m|, zero = -sign(m).
     """
     d, m = scale.astype(np.float32), minimum.astype(np.float32)
     constant = np.abs(m) > _MAX_ZERO * np.abs(d)

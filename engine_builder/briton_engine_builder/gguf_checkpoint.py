@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from briton.engine_dir import ModelConfig
 from briton.errors import BuildError, Unsupported
+from briton_engine_builder.gguf_tokenizer import write_tokenizer
 from briton_engine_builder.tensor import Tensor
 
 SUPPORTED_ARCHITECTURE = "llama"
@@ -40,7 +42,7 @@ _CONTROL_TOKEN = 3  # tokenizer.ggml.token_type
 
 
 class GGUFCheckpoint:
-    """An open .gguf file of the llama architecture. Raises BuildError when it is damaged, Unsupported for other models."""
+    """An open .gguf file of the llama architecture. Raises BuildError if damaged, Unsupported for other models."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -74,8 +76,6 @@ class GGUFCheckpoint:
 
     def write_tokenizer(self, directory: Path) -> None:
         """Write tokenizer.json and the chat template from the file's own metadata."""
-        from briton_engine_builder.gguf_tokenizer import write_tokenizer
-
         write_tokenizer(self.reader, directory)
 
     def _model_config(self) -> ModelConfig:
@@ -84,6 +84,10 @@ class GGUFCheckpoint:
             raise Unsupported(
                 f"{self.path}: architecture {architecture} is not supported by the local executor; "
                 f"of GGUF files it runs {SUPPORTED_ARCHITECTURE}"
+            )
+        if (parts := self._field("split.count", 0)) > 1:
+            raise BuildError(
+                f"{self.path} is one of {parts} parts of a split model: join them with llama-gguf-split --merge"
             )
         if self._field("llama.expert_count", 0):
             raise Unsupported(f"{self.path}: a mixture of experts is not supported by the local executor")
@@ -106,7 +110,9 @@ class GGUFCheckpoint:
             num_attention_heads=heads,
             num_key_value_heads=self._count("llama.attention.head_count_kv", heads),
             head_dim=head_dim,
-            max_position_embeddings=self._count("llama.context_length"),
+            max_position_embeddings=min(
+                self._count("llama.context_length"), self._field("llama.attention.sliding_window", None) or sys.maxsize
+            ),
             rms_norm_eps=self._real("llama.attention.layer_norm_rms_epsilon"),
             rope_theta=self._real("llama.rope.freq_base", 10000.0),
             rope_scaling=self._rope_scaling(head_dim),
@@ -122,8 +128,9 @@ class GGUFCheckpoint:
         if freqs is None:
             return None if factor == 1.0 else {"rope_type": "linear", "factor": factor}
         if freqs.n_elements != head_dim // 2:
+            count = freqs.n_elements
             raise BuildError(
-                f"{self.path}: tensor rope_freqs.weight has {freqs.n_elements} values; heads of {head_dim} need {head_dim // 2}"
+                f"{self.path}: tensor rope_freqs.weight has {count} values; heads of {head_dim} need {head_dim // 2}"
             )
         return {"rope_type": "factors", "factors": [float(f) * factor for f in freqs.data.ravel()]}
 
@@ -131,7 +138,7 @@ class GGUFCheckpoint:
         ids = [self._field(f"tokenizer.ggml.{name}_token_id", None) for name in ("eos", "eot", "eom")]
         stops = {int(token_id) for token_id in ids if token_id is not None}
         tokens, types = self._field("tokenizer.ggml.tokens", []), self._field("tokenizer.ggml.token_type", [])
-        for token_id, (text, kind) in enumerate(zip(tokens, types)):
+        for token_id, (text, kind) in enumerate(zip(tokens, types, strict=False)):
             if kind == _CONTROL_TOKEN and text in _END_OF_TURN:
                 stops.add(token_id)
         return tuple(sorted(stops))
@@ -172,7 +179,8 @@ def rotate_half_rows(heads: int, head_dim: int) -> NDArray[np.int64]:
 
     [heads * head_dim] of row numbers; the inverse of `permute` in convert_hf_to_gguf.py.
     """
-    return np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2).swapaxes(1, 2).ravel()
+    rows: NDArray[np.int64] = np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2).swapaxes(1, 2).ravel()
+    return rows
 
 
 def open_gguf(path: Path) -> gguf.GGUFReader:

@@ -37,7 +37,7 @@ _IN_LAYER = {
 
 
 class HFCheckpoint:
-    """An open checkpoint directory. Raises BuildError when it is damaged or incomplete, Unsupported for other models."""
+    """An open checkpoint directory. Raises BuildError if it is damaged or incomplete, Unsupported for other models."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

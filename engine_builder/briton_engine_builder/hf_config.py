@@ -16,7 +16,7 @@ _ROPE_KEYS = {  # rope_type -> what the executor needs of it
 
 
 def model_config(path: Path, config: dict[str, Any]) -> ModelConfig:
-    """The shapes of a config.json. Raises BuildError for what is missing or makes no sense, Unsupported for other models."""
+    """The shapes of a config.json. Raises BuildError for what is missing or wrong, Unsupported for other models."""
     architecture = (config.get("architectures") or ["(none)"])[0]
     if architecture not in SUPPORTED_ARCHITECTURES:
         raise Unsupported(
@@ -79,7 +79,7 @@ def _rope(path: Path, config: dict[str, Any]) -> tuple[float, dict[str, Any] | N
             f"{path}: rope scaling {kind} is not supported by the local executor; {' and '.join(_ROPE_KEYS)} are"
         )
     try:
-        return theta, {"rope_type": kind, **{key: float(parameters[key]) for key in _ROPE_KEYS[kind]}}
+        return theta, {"rope_type": kind, **{key: _number(parameters[key]) for key in _ROPE_KEYS[kind]}}
     except (KeyError, TypeError, ValueError) as error:
         raise BuildError(f"{path}: rope scaling {kind} lacks a number: {error}") from None
 
@@ -89,6 +89,12 @@ def _positions(path: Path, config: dict[str, Any]) -> int:
     positions = _count(path, config, "max_position_embeddings")
     window = config.get("sliding_window")
     return positions if window is None else min(positions, _count(path, config, "sliding_window"))
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{value!r} is not a positive number")
+    return value
 
 
 def _count(path: Path, config: dict[str, Any], key: str, default: int | None = None) -> int:

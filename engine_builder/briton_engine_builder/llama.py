@@ -1,4 +1,4 @@
-"""The Llama family's weights as an engine directory lays them out: which tensors make which matrix, with which shapes."""
+"""The Llama family's weights as an engine directory lays them out: which tensors make which matrix, in which shape."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _LOG_STEP = 0.25  # share of the work between two log lines
 
 
 class ProgressBar:
-    """One piece of work, shown on standard error. A context manager; `advance` and `update` are safe from several threads.
+    """One piece of work, shown on standard error. A context manager; its methods are safe from several threads.
 
     `total` may be unknown (None) until `update` tells it. `shown` False: nothing at all.
     """

@@ -6,6 +6,7 @@ The header is parsed here because numpy has no bfloat16, which the library's own
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,16 @@ from briton_engine_builder.tensor import Tensor
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-_NUMPY = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F64": np.dtype("<f8")}
+_NUMPY: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "F64": np.dtype("<f8"),
+}
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of one file by name, mapped. Raises BuildError when the file is damaged, truncated, or of a type that is not known."""
+    """Every tensor of one file by name, mapped. Raises BuildError when the file is damaged or truncated."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -79,7 +85,7 @@ def _tensor(path: Path, name: str, entry: dict[str, Any], mapped: np.memmap[Any,
         dtype not in _NUMPY
     ):  # integer tensors (position ids, inverse frequencies of old exports) may be there; nobody may ask for them
         return Tensor(name, path, dtype, shape, mapped[:0])
-    expected = int(np.prod(shape, dtype=np.int64)) * _NUMPY[dtype].itemsize
+    expected = math.prod(shape) * _NUMPY[dtype].itemsize
     if begin < 0 or end - begin != expected:
         raise BuildError(
             f"{path} is damaged: tensor {name} has {end - begin} bytes; {dtype} {list(shape)} needs {expected}"

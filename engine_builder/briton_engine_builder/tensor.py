@@ -1,4 +1,4 @@
-"""A tensor of a checkpoint: where its bytes are and how to read some of its rows. Nothing is read before it is asked for."""
+"""A tensor of a checkpoint: where its bytes are, and how to read some of its rows when they are needed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Rows = NDArray[Any]  # some consecutive rows, in the type that they are stored i
 class Tensor:
     """One tensor, mapped from its file.
 
-    `dtype` is "F32", "F16", "BF16" or the name of a ggml block type ("Q4_1"). The first axis of `data` is the tensor's first axis;
-    a matrix is [out, in]. BF16 is held as uint16, blocks as uint8 [out, bytes of a row].
+    `dtype` is "F32", "F16", "BF16" or the name of a ggml block type ("Q4_1"). The first axis of `data` is the tensor's
+    first axis; a matrix is [out, in]. BF16 is held as uint16, blocks as uint8 [out, bytes of a row].
     """
 
     name: str
@@ -48,7 +48,7 @@ class Tensor:
         else:
             try:
                 values = gguf.quants.dequantize(np.ascontiguousarray(rows), gguf.GGMLQuantizationType[self.dtype])
-            except NotImplementedError:
+            except (NotImplementedError, KeyError):
                 raise BuildError(
                     f"{self.file}: tensor {self.name} is stored as {self.dtype}, which cannot be read"
                 ) from None
@@ -64,6 +64,6 @@ class Tensor:
         """This tensor, if it has that shape; else raises BuildError."""
         if self.shape != shape:
             raise BuildError(
-                f"{self.file}: tensor {self.name} has shape {list(self.shape)}; the model's config asks for {list(shape)}"
+                f"{self.file}: tensor {self.name} has shape {list(self.shape)}; the config asks for {list(shape)}"
             )
         return self

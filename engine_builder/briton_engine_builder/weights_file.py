@@ -1,4 +1,4 @@
-"""A safetensors file that is written in slices, in any order and from several threads, without holding a tensor in memory."""
+"""A safetensors file written in slices, in any order and from several threads, without holding a tensor in memory."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class WeightsFile:
         self._write(len(text).to_bytes(8, "little") + text, 0)
 
     def write_rows(self, name: str, first_row: int, rows: Rows) -> None:
-        """Put rows into an array, from first_row on. Safe from several threads. Raises BuildError when the disk is full."""
+        """Put rows into an array, from first_row on. Safe from several threads. BuildError if the disk is full."""
         begin = self._data_start + self._begin[name] + first_row * self._row_bytes[name]
         if rows.nbytes != len(rows) * self._row_bytes[name]:
             raise ValueError(f"{name}: {rows.nbytes} bytes for {len(rows)} rows of {self._row_bytes[name]}")
-        self._write(memoryview(np.ascontiguousarray(rows)).cast("B"), begin)
+        self._write(np.ascontiguousarray(rows).data.cast("B"), begin)
 
     def _write(self, data: bytes | memoryview, position: int) -> None:
         rest = memoryview(data)

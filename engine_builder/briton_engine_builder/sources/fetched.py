@@ -19,7 +19,7 @@ class FetchedCheckpoint:
 
 
 class FetchIndex:
-    """What a (source, repo, revision) was resolved to last time: one small JSON file each, in cache_dir/checkpoints/index.
+    """What a (source, repo, revision) was last time: one small JSON file each, in cache_dir/checkpoints/index.
 
     A branch or "the latest version" stays what it was at the first fetch until its file is deleted.
     """

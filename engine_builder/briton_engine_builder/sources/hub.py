@@ -1,4 +1,4 @@
-"""source: HF, a repository of the Hugging Face hub. Downloads are huggingface_hub's: in its own cache, resumed where they broke off."""
+"""source: HF, a repository of the Hugging Face hub. huggingface_hub downloads into its own cache, and resumes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import errors
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from briton.errors import BuildError
 from briton_engine_builder.hf_checkpoint import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES
@@ -51,7 +51,7 @@ def fetch_from_hub(repo: str, revision: str | None, *, token: str | None, progre
 
 
 def needed_files(repo: str, files: list[str]) -> list[str]:
-    """Of a repository's files, those that are read: not the duplicates in other formats. Raises BuildError when there are no weights."""
+    """Of a repository's files those that are read: no duplicates in other formats. BuildError without weights."""
     weights = [name for name in files if "/" not in name and name.endswith(".safetensors")]
     if INDEX in files:
         weights = [INDEX, *(name for name in weights if name.startswith("model-"))]

@@ -14,13 +14,13 @@ _SUFFIXES = (".safetensors", ".json", ".jinja", ".gguf")
 
 def fetch_local(repo: str) -> FetchedCheckpoint:
     """`repo` is the path of a directory or a .gguf file. Raises BuildError."""
-    path = Path(repo).resolve()
+    path = Path(repo).absolute()  # links are not followed: a hub snapshot's lead to blobs without a suffix
     if path.is_dir():
         if not (path / "config.json").is_file():
             ggufs = sorted(path.glob("*.gguf"))
             if len(ggufs) != 1:
                 raise BuildError(
-                    f"checkpoint_repository.repo {path} has no config.json and {len(ggufs)} .gguf files: name one of them"
+                    f"checkpoint_repository.repo {path} has {len(ggufs)} .gguf files and no config.json: name one file"
                     if ggufs
                     else f"checkpoint_repository.repo {path} has neither config.json nor a .gguf file"
                 )

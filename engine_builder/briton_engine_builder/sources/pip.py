@@ -16,7 +16,7 @@ _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 
 
 def download_wheel(requirement: str, directory: Path, progress: ProgressBar) -> Path:
-    """Download the wheel of "name" or "name==version" into an empty directory. Raises BuildError with pip's own last word."""
+    """Download the wheel of "name" or "name==version" into an empty directory. Raises BuildError with pip's reason."""
     if importlib.util.find_spec("pip") is None:
         raise BuildError(f"cannot fetch {requirement}: {sys.executable} has no pip (python -m ensurepip installs it)")
     command = [sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check", "--no-deps"]
