@@ -1,0 +1,253 @@
+"""Scheduler and block manager under random traffic: the books balance after each step, and every output is what it
+is alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from briton.local.block_manager import BlockManager
+from briton.local.output import OutputProcessor
+from briton.local.plan import step_inputs
+from briton.local.sampler import Sampled, Sampler
+from briton.local.scheduler import Scheduler
+from briton.local.sequence import Request
+from briton.local.settings import SchedulerPolicy
+from briton.types import GenerationRequest, SamplingParams
+from tests.local.paged_model import EOS, VOCAB_SIZE, PagedModel, greedy
+
+BLOCK_SIZE = 4
+MAX_NUM_TOKENS = 10
+PREFIXES = [tuple(range(1, 13)), tuple(range(20, 30)), ()]
+
+
+@dataclass
+class Loop:
+    """The executor's loop without its thread."""
+
+    policy: SchedulerPolicy
+    num_blocks: int
+    chunked: bool = True
+    outputs: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(
+            BlockManager(self.num_blocks, BLOCK_SIZE),
+            max_batch_size=4,
+            max_num_tokens=MAX_NUM_TOKENS,
+            policy=self.policy,
+            enable_chunked_context=self.chunked,
+        )
+        self.model = PagedModel(self.num_blocks, BLOCK_SIZE)
+        self.sampler = Sampler(VOCAB_SIZE, [EOS])
+        self.output = OutputProcessor([EOS])
+
+    def add(self, prompt: tuple[int, ...], max_tokens: int, n: int = 1, priority: int = 0, salt: str = "") -> Request:
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=0, n=n)
+        request = Request.create(
+            GenerationRequest(len(self.requests), prompt, sampling, priority=priority, cache_salt=salt)
+        )
+        self.requests.append(request)
+        self.scheduler.add(request)
+        return request
+
+    def step(self) -> bool:
+        plan = self.scheduler.schedule()
+        self.scheduler.check_invariants()
+        if not plan:
+            assert not self.scheduler.has_work, "work is left, and nothing was scheduled"
+            return False
+        assert sum(count for _, count in plan) <= MAX_NUM_TOKENS
+        assert all(count > 0 for _, count in plan)
+        logits = self.model.forward(step_inputs(plan))
+        due = [entry.sequence for entry in plan if entry.samples]
+        for sequence, count in plan:
+            self.scheduler.update(sequence, count)
+        for sequence, sampled in zip(due, self.sampler.sample(logits, due), strict=True):
+            assert isinstance(sampled, Sampled)
+            request = sequence.request
+            if request.first_token_at is None:
+                request.first_token_at = 0.0
+                self.scheduler.start_siblings(request)
+            self.output.append(sequence, sampled)
+            self.outputs.setdefault((request.request.request_id, sequence.index), []).append(sampled.token_id)
+            if sequence.finish_reason is not None:
+                self.scheduler.finish(sequence)
+        self.scheduler.check_invariants()
+        return True
+
+    def cancel(self, request: Request) -> None:
+        for sequence in request.sequences:
+            self.scheduler.finish(sequence)
+        self.scheduler.check_invariants()
+
+
+arrivals = st.lists(
+    st.tuples(
+        st.sampled_from(PREFIXES),
+        st.lists(st.integers(1, VOCAB_SIZE - 1), min_size=1, max_size=14),
+        st.integers(1, 12),  # max_tokens
+        st.integers(1, 3),  # n
+        st.integers(0, 2),  # priority
+        st.integers(0, 6),  # steps before the next arrives
+        st.one_of(st.none(), st.integers(0, 8)),  # cancelled after so many arrivals
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+@pytest.mark.parametrize("policy", ["guaranteed_no_evict", "max_utilization"])
+@settings(max_examples=60, deadline=None)
+@given(arrivals=arrivals, num_blocks=st.integers(10, 40))
+def test_random_traffic(policy: SchedulerPolicy, arrivals: list[tuple], num_blocks: int) -> None:
+    loop = Loop(policy, num_blocks)
+    cancelled: set[int] = set()
+    for prefix, rest, max_tokens, n, priority, steps, cancel in arrivals:
+        loop.add(prefix + tuple(rest), max_tokens, n, priority)
+        for _ in range(steps):
+            loop.step()
+        if cancel is not None and cancel < len(loop.requests):
+            cancelled.add(cancel)
+            loop.cancel(loop.requests[cancel])
+    for _ in range(2000):
+        if not loop.step():
+            break
+    else:
+        pytest.fail("the traffic never drained")
+    assert loop.scheduler.blocks.num_free_blocks == num_blocks
+    for request in loop.requests:
+        expected = greedy(request.request.prompt_token_ids, request.request.sampling.max_tokens)
+        for sequence in request.sequences:
+            got = loop.outputs.get((request.request.request_id, sequence.index), [])
+            if request.request.request_id in cancelled:
+                assert got == expected[: len(got)]
+            else:
+                assert got == expected
+    if policy == "guaranteed_no_evict":
+        assert loop.scheduler.num_preemptions == 0
+
+
+def test_max_utilization_preempts_and_loses_nothing() -> None:
+    loop = Loop("max_utilization", num_blocks=6)
+    requests = [loop.add(tuple(range(i, i + 8)), 12) for i in (1, 20, 40)]
+    while loop.step():
+        pass
+    assert loop.scheduler.num_preemptions > 0
+    for request in requests:
+        prompt = request.request.prompt_token_ids
+        assert loop.outputs[(request.request.request_id, 0)] == greedy(prompt, 12)
+
+
+def test_guaranteed_no_evict_waits_for_room() -> None:
+    loop = Loop("guaranteed_no_evict", num_blocks=6)
+    for i in (1, 20):
+        loop.add(tuple(range(i, i + 8)), 12)  # 5 blocks each at their longest
+    loop.step()
+    assert len(loop.scheduler.running) == 1
+    assert loop.scheduler.num_waiting_requests == 1
+
+
+def test_prompt_is_computed_in_chunks_beside_decoding() -> None:
+    loop = Loop("guaranteed_no_evict", num_blocks=32)
+    loop.add((1, 2, 3), 12)
+    loop.step()
+    loop.add(tuple(range(1, 26)), 2)
+    before = len(loop.outputs[(0, 0)])
+    loop.step()
+    loop.step()
+    assert loop.model.num_tokens_seen[-2:] == [MAX_NUM_TOKENS, MAX_NUM_TOKENS]
+    assert len(loop.outputs[(0, 0)]) == before + 2, "the long prompt held up the running sequence"
+
+
+def test_without_chunked_context_a_prompt_is_computed_whole() -> None:
+    loop = Loop("guaranteed_no_evict", num_blocks=32, chunked=False)
+    for start in (1, 20):
+        loop.add(tuple(range(start, start + 8)), 2)
+    loop.step()
+    assert loop.model.num_tokens_seen == [8], "the second prompt fits no more, and must not be cut"
+
+
+def test_prefix_is_reused_and_salt_separates() -> None:
+    loop = Loop("guaranteed_no_evict", num_blocks=32)
+    prompt = tuple(range(1, 12))
+    requests = []
+    for salt in ("", "", "other", "other"):
+        requests.append(loop.add(prompt, 2, salt=salt))
+        while loop.step():
+            pass
+    assert [r.cached_tokens for r in requests] == [0, 8, 0, 8]
+
+
+def test_siblings_share_the_blocks_of_the_prompt() -> None:
+    loop = Loop("guaranteed_no_evict", num_blocks=32)
+    request = loop.add(tuple(range(1, 11)), 5, n=3)
+    loop.step()
+    loop.step()
+    tables = [s.block_table[:2] for s in request.sequences]
+    assert tables[0] == tables[1] == tables[2]
+
+
+def test_priority_goes_first_and_equals_keep_their_order() -> None:
+    loop = Loop("guaranteed_no_evict", num_blocks=5)
+    for i, priority in enumerate((0, 0, 5)):
+        loop.add(tuple(range(i * 20 + 1, i * 20 + 9)), 12, priority=priority)
+    order: list[int] = []
+    while loop.step():
+        for sequence in loop.scheduler.running:
+            if sequence.request.request.request_id not in order:
+                order.append(sequence.request.request.request_id)
+    assert order == [2, 0, 1]
+
+
+def test_least_recently_used_prefix_goes_first() -> None:
+    loop = Loop("guaranteed_no_evict", num_blocks=8)
+    old, new = tuple(range(1, 10)), tuple(range(20, 29))
+    for prompt in (old, new):
+        loop.add(prompt, 1)
+        while loop.step():
+            pass
+    loop.add(tuple(range(40, 56)), 1)  # takes 5 of 8 blocks: those never used, then the oldest
+    while loop.step():
+        pass
+    blocks = loop.scheduler.blocks
+    hits = [
+        len(blocks.match_prefix(Request.create(GenerationRequest(0, p, SamplingParams())).sequences[0]))
+        for p in (old, new)
+    ]
+    assert hits[1] == 2
+    assert hits[0] < 2
+
+
+def test_invariants_see_a_leak() -> None:
+    """A check that cannot fail is no check."""
+    loop = Loop("guaranteed_no_evict", num_blocks=8)
+    request = loop.add(tuple(range(1, 10)), 4)
+    loop.step()
+    loop.scheduler.check_invariants()
+    leaked = request.sequences[0].block_table.pop()
+    with pytest.raises(AssertionError):
+        loop.scheduler.check_invariants()
+    request.sequences[0].block_table.append(leaked)
+    loop.scheduler.blocks._ref_counts[leaked] += 1
+    with pytest.raises(AssertionError, match="ref count"):
+        loop.scheduler.check_invariants()
+
+
+def test_step_inputs_are_flat_and_typed() -> None:
+    loop = Loop("guaranteed_no_evict", num_blocks=32)
+    loop.add((1, 2, 3), 4)
+    loop.add((7, 8, 9, 10, 11), 4)
+    inputs = step_inputs(loop.scheduler.schedule())
+    assert inputs.token_ids.tolist() == [1, 2, 3, 7, 8, 9, 10, 11]
+    assert inputs.position_ids.tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
+    assert inputs.subsequence_begins.tolist() == [0, 3, 8]
+    assert inputs.block_indices_begins.tolist() == [0, 1, 3]
+    assert inputs.sampled_rows.tolist() == [2, 7]
+    assert inputs.max_context_len == 5
+    assert [a.dtype for a in inputs[2:6]] == [np.int32] * 4
