@@ -82,7 +82,7 @@ class Supervisor:
         drain_timeout_s: float,
         on_ready: Callable[[], None],
     ) -> None:
-        """`specs` in the order of starting: each starts when the one before is ready. `on_ready`: once, after the last."""
+        """`specs` in the order of starting, each when the one before is ready. `on_ready`: once, after the last."""
         self._slots = [_Slot(spec) for spec in specs]
         self._policy = policy
         self._drain_timeout_s = drain_timeout_s
