@@ -94,12 +94,7 @@ class Sampler:
 
 
 def draw(row: Row, sampling: SamplingParams, rng: np.random.Generator) -> int:
-    """Draw from softmax(row / temperature) within top_k, top_p and min_p, with one number of `rng`.
-
-    Cuts before it sorts: a token below (1 - top_p) / vocab of the mass cannot be in the nucleus, since all such
-    tokens together
-    hold less than 1 - top_p.
-    """
+    """Draw from softmax(row / temperature) within top_k, top_p and min_p, with one number of `rng`."""
     uniform = rng.random()
     scaled = row * np.float32(1 / max(sampling.temperature, 1e-5))
     ids: NDArray[np.int64] | None = None  # None: all
@@ -108,20 +103,36 @@ def draw(row: Row, sampling: SamplingParams, rng: np.random.Generator) -> int:
         ids.sort()
         scaled = scaled[ids]
     mass = np.exp(scaled - scaled.max())  # the most likely has mass 1
-    floor = np.float32(sampling.min_p)
     if sampling.top_p < 1:
-        floor = max(floor, np.float32((1 - sampling.top_p) * float(mass.sum()) / len(mass)))
-    if floor > 0:
-        kept = np.flatnonzero(mass >= floor)
-        total = float(mass.sum())
+        kept = _nucleus(mass, sampling.top_p)
+        kept = kept[mass[kept] >= np.float32(sampling.min_p)]
+    elif sampling.min_p > 0:
+        kept = np.flatnonzero(mass >= np.float32(sampling.min_p))
+    else:
+        kept = None
+    if kept is not None:
         mass, ids = mass[kept], kept if ids is None else ids[kept]
-        if sampling.top_p < 1:
-            order = np.argsort(-mass, kind="stable")
-            nucleus = 1 + int(np.searchsorted(np.cumsum(mass[order], dtype=np.float64), sampling.top_p * total))
-            order = order[:nucleus]
-            mass, ids = mass[order], ids[order]
     chosen = _inverse_cdf(mass, uniform)
     return chosen if ids is None else int(ids[chosen])
+
+
+def _nucleus(mass: Row, top_p: float) -> NDArray[np.int64]:
+    """Indices of the fewest tokens that hold `top_p` of the mass, most likely first (Holtzman et al. 2020). `mass`
+    has 1 as its largest.
+
+    Sorting a whole vocabulary costs more than all else here, so ever smaller tokens are let in until they hold enough.
+    """
+    target = top_p * float(mass.sum())
+    floor = np.float32(0.05)
+    while True:
+        ids = np.flatnonzero(mass >= floor)
+        candidates = mass[ids]
+        if floor == 0 or float(candidates.sum()) >= target:
+            break
+        floor = floor / 8 if floor > 1e-9 else np.float32(0)
+    order = np.argsort(-candidates, kind="stable")
+    enough = int(np.searchsorted(np.cumsum(candidates[order], dtype=np.float64), target))
+    return ids[order[: enough + 1]]
 
 
 def token_logprob(raw: Row, token_id: int, num_top: int) -> TokenLogprob:
