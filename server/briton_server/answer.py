@@ -1,0 +1,72 @@
+"""Sends a generation as an answer in one piece or as a stream: what is the same for every kind of answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from starlette.requests import Request
+from starlette.responses import Response
+
+from briton_server.disconnect import cancelled_on_disconnect
+from briton_server.errors import error_event, log_unless_told
+from briton_server.gateway import gateway_of
+from briton_server.generation import Generation
+from briton_server.middleware import request_id_of
+from briton_server.sequence_text import PlacedLogprob
+from briton_server.sse import EventStream
+
+CLIENT_CLOSED_REQUEST = 499  # nginx's status; nobody is there to read it, but metrics are
+
+
+@dataclass(slots=True)
+class Choice:
+    """A finished sequence."""
+
+    text: str = ""
+    logprobs: list[PlacedLogprob] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+async def respond_whole(
+    request: Request, generation: Generation, body: Callable[[list[Choice]], Mapping[str, Any]]
+) -> Response:
+    """Wait for all choices and answer with `body` of them. A client that leaves cancels the generation at once."""
+    async with cancelled_on_disconnect(request.receive):
+        choices = await _collect(generation)
+        return JSONResponse({**body(choices), "usage": generation.usage()}, headers=generation.server_timing())
+    gateway_of(request).metrics.disconnects.inc()
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+def respond_streaming(request: Request, events: AsyncGenerator[bytes, None]) -> Response:
+    """Stream events; an error after the first becomes one too."""
+    gateway = gateway_of(request)
+
+    def on_error(error: Exception) -> bytes:
+        log_unless_told(error, request_id_of(request.scope))
+        return error_event(error)
+
+    return EventStream(
+        events,
+        keepalive_s=gateway.settings.keepalive_s,
+        error_event=on_error,
+        on_disconnect=gateway.metrics.disconnects.inc,
+    )
+
+
+async def _collect(generation: Generation) -> list[Choice]:
+    choices = [Choice() for _ in range(generation.num_choices)]
+    parts: list[list[str]] = [[] for _ in choices]
+    async with aclosing(generation.steps()) as steps:
+        async for step in steps:
+            for index, delta in step:
+                parts[index].append(delta.text)
+                choices[index].logprobs += delta.logprobs
+                choices[index].finish_reason = delta.finish_reason or choices[index].finish_reason
+    for choice, texts in zip(choices, parts, strict=True):
+        choice.text = "".join(texts)
+    return choices

@@ -1,0 +1,46 @@
+"""The FastAPI application: routers, errors, one middleware, and a gateway that lives as long as it does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+import briton
+from briton_server.errors import install_error_handlers
+from briton_server.gateway import Gateway
+from briton_server.middleware import RequestMiddleware
+from briton_server.openapi import document
+from briton_server.prompts import Prompts
+from briton_server.routers import chat, completions, health, metrics, models, version
+from briton_server.settings import Settings
+
+
+def create_app(settings: Settings, prompts: Prompts | None = None) -> FastAPI:
+    """An application whose start connects to the engine and waits for nothing. Its Gateway is `app.state.gateway`."""
+    gateway = Gateway(settings, prompts)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await gateway.start()
+        try:
+            yield
+        finally:
+            await gateway.stop()
+
+    app = FastAPI(title="Briton", version=briton.__version__, lifespan=lifespan)
+    app.state.gateway = gateway
+    for module in (chat, completions, models, health, metrics, version):
+        app.include_router(module.router)
+    install_error_handlers(app)
+    app.add_middleware(RequestMiddleware, gateway=gateway)
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = document(app)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    return app

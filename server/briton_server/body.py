@@ -1,0 +1,88 @@
+"""The body of a request: read up to a limit, parsed, validated. Every refusal is an InvalidRequest naming the field."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pydantic_core
+from pydantic import ValidationError
+from starlette.requests import Request
+
+from briton.errors import InvalidRequest
+from briton_server.protocol.fields import RequestModel
+
+ModelT = TypeVar("ModelT", bound=RequestModel)
+
+
+@dataclass(eq=False)
+class BodyTooLarge(InvalidRequest):
+    """The body is over the limit: status 413."""
+
+
+async def read_request(request: Request, model: type[ModelT], max_bytes: int) -> ModelT:
+    """The request's body as `model`, whatever its content type says. Raises BodyTooLarge and InvalidRequest."""
+    return parse_request(await _read(request, max_bytes), model)
+
+
+def parse_request(body: bytes, model: type[ModelT]) -> ModelT:
+    """JSON to a request model. Fields inside an `extra_body` object count where the request does not set them."""
+    try:
+        fields = pydantic_core.from_json(body)
+    except ValueError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}", None, "invalid_json") from None
+    if not isinstance(fields, dict):
+        raise InvalidRequest("the body must be a JSON object", None, "invalid_json")
+    if isinstance(extra := fields.get("extra_body"), dict):
+        fields = {**extra, **fields}
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than the limit of {max_bytes} bytes", None, "request_too_large")
+
+
+def _invalid(error: ValidationError) -> InvalidRequest:
+    """The first error of a validation, as one sentence that starts with the field."""
+    first = error.errors(include_url=False)[0]
+    param = path_of(first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    text = f"{param or 'the body'}: {message[:1].lower()}{message[1:]}"
+    given = first["input"]
+    if first["type"] != "missing" and isinstance(given, str | int | float | bool) and len(repr(given)) <= 60:
+        text += f", not {given!r}"
+    return InvalidRequest(text, param)
+
+
+def path_of(location: Sequence[Any]) -> str | None:
+    """("messages", 0, "role") to "messages[0].role"; None for the body itself."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif _is_field(part):
+            path += f".{part}" if path else part
+    return path or None
+
+
+def _is_field(part: str) -> bool:
+    """Not a mark that pydantic puts among fields: "[key]" for a key, "str" or "dict[str,any]" for a union's branch."""
+    return "[" not in part and part not in ("str", "is-instance")

@@ -1,0 +1,77 @@
+"""The gateway's end of the gRPC line: one channel to one engine, which comes back by itself when the engine does."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from briton.v1 import engine_pb2, engine_pb2_grpc
+from briton_server.engine_errors import error_from_rpc
+
+GenerateCall: TypeAlias = "grpc.aio.UnaryStreamCall[engine_pb2.GenerateRequest, engine_pb2.GenerateResponse]"
+
+_OPTIONS = (
+    ("grpc.enable_http_proxy", 0),  # a proxy variable of the environment is not meant for the engine next door
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+)
+
+
+class EngineClient:
+    """Calls of the engine service. Errors are BritonErrors, or EngineFault for a bug. Made inside the event loop."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._engine: engine_pb2_grpc.EngineAsyncStub = engine_pb2_grpc.EngineStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+        self._open: set[GenerateCall] = set()
+
+    def generate(self, request: engine_pb2.GenerateRequest, *, timeout: float | None) -> GenerateCall:
+        """Start a call. `cancel()` on it frees what the request holds; `timeout` (seconds) is the engine's too."""
+        call = self._engine.Generate(request, timeout=timeout)
+        self._open.add(call)
+        call.add_done_callback(self._open.discard)
+        return call
+
+    def cancel_open_calls(self) -> int:
+        """Cancel every open Generate call; how many there were."""
+        calls = list(self._open)
+        for call in calls:
+            call.cancel()
+        return len(calls)
+
+    async def is_serving(self, *, timeout: float) -> bool:
+        """Whether the engine's health says SERVING, within `timeout` seconds."""
+        try:
+            answer = await self._health.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def model_info(self, *, timeout: float) -> engine_pb2.ModelInfo:
+        """Limits and features of the engine."""
+        try:
+            return await self._engine.GetModelInfo(engine_pb2.GetModelInfoRequest(), timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from None
+
+    async def stats(self, *, timeout: float) -> engine_pb2.Stats | None:
+        """The engine's counters and gauges; None when it does not answer in time."""
+        try:
+            return await self._engine.GetStats(engine_pb2.GetStatsRequest(), timeout=timeout)
+        except grpc.aio.AioRpcError:
+            return None
+
+    async def close(self) -> None:
+        """End open calls and the channel."""
+        self.cancel_open_calls()
+        await self._channel.close()

@@ -1,0 +1,65 @@
+"""Gateway: what one running gateway holds. Routers take it from the application; nothing of it is global."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import anyio.to_thread
+from starlette.requests import Request
+
+from briton.errors import ModelNotFound
+from briton_server.engine_client import EngineClient
+from briton_server.metrics import Metrics
+from briton_server.prompts import Prompts
+from briton_server.readiness import Readiness
+from briton_server.settings import Settings
+
+
+class Gateway:
+    """`engine` and `prompts` exist from `start` on."""
+
+    engine: EngineClient
+    prompts: Prompts
+
+    def __init__(self, settings: Settings, prompts: Prompts | None = None) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.readiness = Readiness()
+        self.created = int(time.time())
+        self._given = prompts
+        self._watch: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Load the tokenizer unless it was given, connect, and keep watch over the engine. Raises BuildError."""
+        if self._given is not None:
+            self.prompts = self._given
+        else:
+            self.prompts = await anyio.to_thread.run_sync(Prompts.load, self.settings.tokenizer_dir)
+        self.engine = EngineClient(self.settings.engine_address)
+        self._watch = asyncio.create_task(
+            self.readiness.watch(
+                self.engine, model_name=self.settings.model_name, tokenizer_hash=self.prompts.tokenizer.hash
+            )
+        )
+
+    async def stop(self) -> None:
+        """End the watch and the connection."""
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+            await self.engine.close()
+
+    def check_model(self, name: str | None) -> str:
+        """The served model's name. Raises ModelNotFound for any other; none at all means the served one."""
+        if name not in (None, "", self.settings.model_name):
+            raise ModelNotFound(f"the model {name!r} does not exist: this server serves {self.settings.model_name!r}")
+        return self.settings.model_name
+
+
+def gateway_of(request: Request) -> Gateway:
+    """The gateway of the application that got this request."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway

@@ -1,0 +1,175 @@
+"""One HTTP request's calls of the engine, and the texts that grow from them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+import grpc
+
+from briton.v1 import engine_pb2
+from briton_server.engine_client import GenerateCall
+from briton_server.engine_errors import EngineFault, error_from_rpc, with_request_field
+from briton_server.gateway import Gateway
+from briton_server.sequence_text import Delta, SequenceText
+
+Step = list[tuple[int, Delta]]  # (choice, what it got); choice = prompt * n + sequence
+
+
+class Generation:
+    """Calls for one or several prompts, `n` sequences each. `usage` is complete once `steps` has ended."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        requests: Sequence[engine_pb2.GenerateRequest],
+        *,
+        n: int,
+        stop: Sequence[str],
+        logprobs: bool,
+        fields: Mapping[str, str],
+    ) -> None:
+        """`fields` are the engine's names of fields -> the HTTP request's, for errors."""
+        self._gateway = gateway
+        self._requests = requests
+        self._n = n
+        self._fields = fields
+        tokenizer = gateway.prompts.tokenizer
+        self._texts = [SequenceText(tokenizer, stop=stop, logprobs=logprobs) for _ in range(n * len(requests))]
+        self._usages: list[engine_pb2.Usage] = []
+        self.tokenizer = tokenizer
+
+    @property
+    def num_choices(self) -> int:
+        """Prompts times n."""
+        return len(self._texts)
+
+    async def steps(self) -> AsyncGenerator[Step, None]:
+        """What each response of the engine gave. Closing the generator cancels the calls.
+
+        Ends when every choice has its finish reason. Raises what the engine's status stands for, and EngineFault when
+        a call ends too early.
+        """
+        metrics, timeout = self._gateway.metrics, self._gateway.settings.request_timeout_s
+        texts, unfinished = self._texts, len(self._texts)
+        stopped_early = False  # by a stop string, of which the engine knows nothing
+        last = time.monotonic()
+        is_first = True
+        calls = [self._gateway.engine.generate(request, timeout=timeout) for request in self._requests]
+        try:
+            async for prompt, response in _responses(calls):
+                now = time.monotonic()
+                if response.outputs and self._requests[0].stream:
+                    (metrics.first_token_s if is_first else metrics.inter_token_s).observe(now - last)
+                    last, is_first = now, False
+                step: Step = []
+                for output in response.outputs:
+                    choice = prompt * self._n + output.index
+                    delta = texts[choice].push(output)
+                    if delta.finish_reason is not None:
+                        unfinished -= 1
+                        stopped_early |= not output.finish_reason
+                    step.append((choice, delta))
+                if response.HasField("usage"):
+                    self._usages.append(response.usage)
+                yield step
+                if not unfinished and stopped_early:
+                    break
+            if unfinished:
+                raise EngineFault("the engine ended the call before the answer was complete")
+        except grpc.aio.AioRpcError as error:
+            raise with_request_field(error_from_rpc(error), self._fields) from error
+        finally:
+            for call in calls:
+                call.cancel()
+            self._record(unfinished == 0)
+
+    def usage(self) -> dict[str, Any]:
+        """`usage` of the answer. What only the engine knows is absent when a stop string ended the answer first."""
+        prompt_tokens = sum(len(request.token_ids.ids) for request in self._requests)
+        completion_tokens = sum(text.num_tokens for text in self._texts)
+        usage: dict[str, Any] = {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        }
+        if (engine := self._engine_usage()) is not None:
+            usage["prompt_tokens_details"] = {"cached_tokens": engine.cached_tokens}
+            usage["timings"] = {name: round(getattr(engine, name), 6) for name in ("queue_s", "prefill_s", "decode_s")}
+        return usage
+
+    def server_timing(self) -> dict[str, str]:
+        """The Server-Timing header (https://www.w3.org/TR/server-timing), when the engine told its times."""
+        engine = self._engine_usage()
+        if engine is None:
+            return {}
+        parts = (("queue", engine.queue_s), ("prefill", engine.prefill_s), ("decode", engine.decode_s))
+        return {"server-timing": ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in parts)}
+
+    def _engine_usage(self) -> engine_pb2.Usage | None:
+        """Of all prompts: tokens added up; they run at the same time, so of times the longest."""
+        if len(self._usages) < len(self._requests):
+            return None
+        return engine_pb2.Usage(
+            cached_tokens=sum(usage.cached_tokens for usage in self._usages),
+            queue_s=max(usage.queue_s for usage in self._usages),
+            prefill_s=max(usage.prefill_s for usage in self._usages),
+            decode_s=max(usage.decode_s for usage in self._usages),
+        )
+
+    def _record(self, finished: bool) -> None:
+        metrics = self._gateway.metrics
+        if finished:
+            usage = self.usage()
+            metrics.prompt_tokens.inc(usage["prompt_tokens"])
+            metrics.completion_tokens.inc(usage["completion_tokens"])
+        for engine in self._usages:
+            metrics.cached_tokens.inc(engine.cached_tokens)
+            metrics.queue_s.observe(engine.queue_s)
+            metrics.prefill_s.observe(engine.prefill_s)
+            if not self._requests[0].stream:
+                metrics.first_token_s.observe(engine.queue_s + engine.prefill_s)
+
+
+async def _responses(
+    calls: Sequence[GenerateCall],
+) -> AsyncGenerator[tuple[int, engine_pb2.GenerateResponse], None]:
+    """The responses of all calls, each with its call's index, as they come."""
+    if len(calls) > 1:
+        async for item in _merged(calls):
+            yield item
+        return
+    call = calls[0]
+    async for response in call:
+        yield 0, response
+
+
+async def _merged(
+    calls: Sequence[GenerateCall],
+) -> AsyncGenerator[tuple[int, engine_pb2.GenerateResponse], None]:
+    queue: asyncio.Queue[tuple[int, engine_pb2.GenerateResponse | Exception | None]] = asyncio.Queue(len(calls))
+
+    async def pump(index: int, call: GenerateCall) -> None:
+        try:
+            async for response in call:
+                await queue.put((index, response))
+            await queue.put((index, None))
+        except Exception as error:
+            await queue.put((index, error))
+
+    tasks = [asyncio.create_task(pump(index, call)) for index, call in enumerate(calls)]
+    num_open = len(calls)
+    try:
+        while num_open:
+            index, item = await queue.get()
+            if item is None:
+                num_open -= 1
+            elif isinstance(item, Exception):
+                raise item
+            else:
+                yield index, item
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,54 @@
+"""From request fields to the engine's requests: what chat completions and completions do alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import uuid4
+
+from briton.v1 import engine_pb2
+from briton_server.gateway import Gateway
+from briton_server.generation import Generation
+from briton_server.guides import guide_of
+from briton_server.prompts import check_length
+from briton_server.protocol.generation import GenerationFields
+from briton_server.sampling import sampling_params
+
+
+def new_generation(
+    gateway: Gateway,
+    fields: GenerationFields,
+    prompts: Sequence[Sequence[int]],
+    *,
+    prompt_field: str,
+    max_tokens: int | None,
+    logprobs: int | None,
+) -> Generation:
+    """The calls that answer a request; nothing is sent yet. Raises InvalidRequest and Unsupported."""
+    info = gateway.readiness.require()
+    for token_ids in prompts:
+        check_length(len(token_ids), info.max_seq_len, prompt_field)
+    guide, guide_field = guide_of(fields, gateway.settings.max_schema_bytes)
+    sampling = sampling_params(fields, gateway.prompts.tokenizer, max_tokens=max_tokens, logprobs=logprobs)
+    stop = fields.stop or ()
+    requests = [
+        engine_pb2.GenerateRequest(
+            request_id=uuid4().hex,
+            token_ids=engine_pb2.TokenIds(ids=token_ids),
+            sampling=sampling,
+            guide=guide,
+            priority=fields.priority or 0,
+            cache_salt=fields.cache_salt or "",
+            # Without stop strings to look for, one response at the end is all that an answer in one piece needs.
+            stream=bool(fields.stream) or bool(stop),
+        )
+        for token_ids in prompts
+    ]
+    guides = ("guide.json_schema", "guide.regex", "guide.choice.choices", "guide")
+    return Generation(
+        gateway,
+        requests,
+        n=fields.n or 1,
+        stop=stop,
+        logprobs=logprobs is not None,
+        fields={"prompt": prompt_field, **dict.fromkeys(guides, guide_field)},
+    )

@@ -1,0 +1,78 @@
+"""The request fields that chat completions and completions have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from briton.validation import MAX_LOGIT_BIAS, MAX_N, MAX_STOP_TOKEN_IDS
+from briton_server.protocol.fields import (
+    MAX_UINT32,
+    BadWords,
+    Penalty,
+    Probability,
+    RequestModel,
+    StopStrings,
+    Text,
+    UInt32,
+)
+
+
+class StreamOptions(RequestModel):
+    """Options of a streamed answer."""
+
+    include_usage: bool | None = None
+
+
+class JsonSchemaFormat(RequestModel):
+    """A named JSON schema. It is enforced whatever `strict` says."""
+
+    name: Text | None = None
+    description: Text | None = None
+    json_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormat(RequestModel):
+    """What the answer's text must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class GenerationFields(RequestModel):
+    """How to generate. The names are OpenAI's and, for what OpenAI lacks, vLLM's. Unset means the model's default."""
+
+    model: Text | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_UINT32)] | None = None
+    min_tokens: UInt32 | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Probability | None = None
+    top_k: UInt32 | None = None
+    min_p: Probability | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: (
+        Annotated[
+            dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
+            Field(max_length=MAX_LOGIT_BIAS),
+        ]
+        | None
+    ) = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: StopStrings | None = None
+    stop_token_ids: Annotated[list[UInt32], Field(max_length=MAX_STOP_TOKEN_IDS, fail_fast=True)] | None = None
+    bad_words: BadWords | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    guided_json: dict[str, Any] | Text | None = None
+    guided_regex: Text | None = None
+    guided_choice: Annotated[list[Text], Field(min_length=1, fail_fast=True)] | None = None
+    guided_grammar: Any = None
+    priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
+    cache_salt: Annotated[Text, Field(max_length=256)] | None = None  # the engine's limit

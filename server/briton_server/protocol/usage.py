@@ -1,0 +1,29 @@
+"""Token counts and times at the end of an answer."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+
+class PromptTokensDetails(BaseModel):
+    """Where the prompt's tokens came from."""
+
+    cached_tokens: int  # found in the KV cache
+
+
+class Timings(BaseModel):
+    """Where a request's time went, in seconds. An extension: OpenAI's API has no such thing."""
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
+class Usage(BaseModel):
+    """Token counts. Details and timings are absent when a stop string ended the answer before the engine told them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
+    timings: Timings | None = None

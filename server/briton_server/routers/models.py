@@ -1,0 +1,34 @@
+"""GET /v1/models and /v1/models/{id}."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+
+from briton_server.gateway import Gateway, gateway_of
+from briton_server.protocol.models import Model, ModelList
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/v1/models", summary="List the served models")
+async def list_models(request: Request) -> ModelList:
+    """The one model of this server."""
+    return ModelList(data=[_model(gateway_of(request))])
+
+
+@router.get("/v1/models/{model:path}", summary="Look up a model")
+async def retrieve_model(request: Request, model: str) -> Model:
+    """A served model; names may hold slashes. 404 for any other."""
+    gateway = gateway_of(request)
+    gateway.check_model(model)
+    return _model(gateway)
+
+
+def _model(gateway: Gateway) -> Model:
+    info = gateway.readiness.model_info
+    return Model(
+        id=gateway.settings.model_name,
+        created=gateway.created,
+        max_model_len=info.max_seq_len if info is not None else None,
+    )
