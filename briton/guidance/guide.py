@@ -15,7 +15,7 @@ GuideKind = Literal["json_schema", "json_object", "regex", "choice"]
 
 @dataclass(frozen=True, slots=True)
 class GuideSpec:
-    """What a caller asks for, as it crosses the wire. `text` is the schema or the pattern; `choices` the strings of a choice."""
+    """What a caller asks for, as it crosses the wire: `text` is a schema or a pattern, `choices` a choice's strings."""
 
     kind: GuideKind
     text: str = ""
@@ -23,7 +23,7 @@ class GuideSpec:
 
 
 class Guide(Protocol):
-    """One sequence's place in a grammar. Not thread-safe; `copy` is cheap, so that one compiled template serves every request.
+    """One sequence's place in a grammar. Not thread-safe; `copy` is cheap, so that one template serves every request.
 
     A mask row is int32 [ceil(vocab_size / 32)], bit i % 32 of word i // 32 set where token i may come next.
     """
