@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from briton.config.config import Config
 from briton.config.enums import CheckpointSource
@@ -38,7 +39,15 @@ def _facts(config: Config) -> Iterator[tuple[str, str]]:
 def _model(config: Config) -> Iterator[tuple[str, str]]:
     stack = f"{config.trt_llm.inference_stack}, {config.trt_llm.build.base_model}"
     yield "model", f"{config.served_model_name} ({config.family}: {stack})"
-    yield "source", str(config.checkpoint) if config.has_checkpoint else "none (skip_build_result)"
+    yield "source", _source(config)
+
+
+def _source(config: Config) -> str:
+    if not config.has_checkpoint:
+        return "none (skip_build_result)"
+    checkpoint = config.checkpoint
+    is_missing = checkpoint.source is CheckpointSource.LOCAL and not Path(checkpoint.repo).exists()
+    return f"{checkpoint} (not there)" if is_missing else str(checkpoint)
 
 
 def _engine(config: Config) -> Iterator[tuple[str, str]]:

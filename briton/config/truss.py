@@ -80,8 +80,9 @@ class Resources(Section):
     @field_validator("accelerator", mode="before")
     @classmethod
     def _from_mapping(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.keys() == {"accelerator", "count"}:
-            return f"{value['accelerator']}:{value['count']}"
+        match value:
+            case {"accelerator": str(name), "count": int(count), **rest} if not rest:
+                return f"{name}:{count}"
         return value
 
     @field_validator("accelerator")
@@ -127,7 +128,7 @@ class TrussConfig(Section):
     def tags(self) -> list[str]:
         """`model_metadata.tags`, which may also be a single word."""
         tags = self.model_metadata.get("tags") or []
-        return [str(tag) for tag in tags] if isinstance(tags, list) else [str(tags)]
+        return [tag for tag in (tags if isinstance(tags, list) else [tags]) if isinstance(tag, str)]
 
     @property
     def is_v1_decoder(self) -> bool:

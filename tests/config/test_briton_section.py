@@ -1,0 +1,107 @@
+"""Our own section: strict, and unknown keys are errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import LoadChanged, Refusal
+
+
+def test_defaults(load_changed: LoadChanged) -> None:
+    assert load_changed().briton.model_dump() == {
+        "executor": "auto",
+        "host": "127.0.0.1",
+        "http_port": 8000,
+        "grpc_port": 50051,
+        "max_queue_size": 256,
+        "request_timeout_s": 600,
+        "drain_timeout_s": 30.0,
+        "cache_dir": None,
+        "local": {
+            "threads": None,
+            "precision": "auto",
+            "kv_cache_dtype": None,
+            "kv_cache_tokens": None,
+            "kv_cache_memory_bytes": None,
+        },
+        "guided_decoding": {
+            "max_schema_bytes": 262144,
+            "max_depth": 32,
+            "compile_timeout_s": 5.0,
+            "compile_memory_bytes": 2 * 1024**3,
+            "whitespace_pattern": r"[\x20\x0A]{1,4}",
+        },
+        "logging": {"level": "info", "format": "text"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("executor", "gpu"),
+        ("host", ""),
+        ("http_port", -1),
+        ("http_port", 65536),
+        ("http_port", "8000"),
+        ("http_port", True),
+        ("grpc_port", 8000),
+        ("max_queue_size", 0),
+        ("request_timeout_s", 0),
+        ("request_timeout_s", float("nan")),
+        ("drain_timeout_s", -1),
+        ("drain_timeout_s", float("inf")),
+        ("cache_dir", 3),
+        ("local.threads", 0),
+        ("local.precision", "fp16"),
+        ("local.kv_cache_dtype", "int8"),
+        ("local.kv_cache_tokens", 0),
+        ("local.kv_cache_memory_bytes", "2GiB"),
+        ("guided_decoding.max_schema_bytes", 0),
+        ("guided_decoding.max_depth", 1.5),
+        ("guided_decoding.compile_timeout_s", 0),
+        ("guided_decoding.whitespace_pattern", "["),
+        ("logging.level", "trace"),
+        ("logging.format", "xml"),
+        ("logging", []),
+    ],
+)
+def test_bad_values(refusal: Refusal, field: str, value: object) -> None:
+    assert refusal({f"briton.{field}": value}).field == f"briton.{field}"
+
+
+@pytest.mark.parametrize(
+    ("key", "suggestion"),
+    [("http_prot", "http_port"), ("local.thread", "threads"), ("logging.levels", "level")],
+)
+def test_unknown_keys_are_errors(refusal: Refusal, key: str, suggestion: str) -> None:
+    error = refusal({f"briton.{key}": 1})
+    assert error.field == f"briton.{key}"
+    assert error.message.endswith(f"unknown key: did you mean {suggestion}?")
+
+
+def test_unknown_keys_name_the_known_ones(refusal: Refusal) -> None:
+    assert refusal({"briton.logging.zzz": 1}).message.endswith("unknown key; known are level, format")
+
+
+def test_one_cache_size(refusal: Refusal) -> None:
+    error = refusal({"briton.local": {"kv_cache_tokens": 64, "kv_cache_memory_bytes": 1024}})
+    assert error.field == "briton.local.kv_cache_memory_bytes"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("request_timeout_s", None), ("request_timeout_s", 5), ("drain_timeout_s", 0), ("http_port", 0)],
+)
+def test_good_values(load_changed: LoadChanged, field: str, value: object) -> None:
+    assert getattr(load_changed({f"briton.{field}": value}).briton, field) == value
+
+
+def test_free_ports_may_both_be_zero(load_changed: LoadChanged) -> None:
+    load_changed({"briton.http_port": 0, "briton.grpc_port": 0})
+
+
+def test_cache_dir_is_relative_to_the_file(load_changed: LoadChanged, tmp_path: Path) -> None:
+    assert load_changed({"briton.cache_dir": "cache"}).briton.cache_dir == tmp_path / "cache"
+    assert load_changed({"briton.cache_dir": "/var/cache"}).briton.cache_dir == Path("/var/cache")

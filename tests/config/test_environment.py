@@ -1,0 +1,76 @@
+"""The environment: tokens, secrets, directories."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from briton.config import load_environment
+from briton.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("variables", "token"),
+    [
+        ({}, None),
+        ({"HF_TOKEN": "a", "HUGGING_FACE_HUB_TOKEN": "b", "HF_ACCESS_TOKEN": "c"}, "a"),
+        ({"HUGGING_FACE_HUB_TOKEN": "b", "HF_ACCESS_TOKEN": "c"}, "b"),
+        ({"HF_TOKEN": " ", "HF_ACCESS_TOKEN": "c\n"}, "c"),
+    ],
+)
+def test_hf_token(variables: dict[str, str], token: str | None, tmp_path: Path) -> None:
+    environment = load_environment(variables)
+    assert environment.hf_token == token
+    assert replace(environment, secrets_dir=tmp_path).hf_token_for("hf_access_token") == token
+
+
+def test_secrets_come_before_the_token(tmp_path: Path) -> None:
+    (tmp_path / "mounted").write_text("from file\n")
+    (tmp_path / "both").write_text("from file")
+    (tmp_path / "empty").write_text("\n")
+    variables = {"HF_TOKEN": "general", "TRUSS_SECRET_both": "from variable"}
+    environment = replace(load_environment(variables), secrets_dir=tmp_path)
+    assert environment.hf_token_for("mounted") == "from file"
+    assert environment.hf_token_for("both") == "from variable"
+    assert environment.hf_token_for("empty") == "general"
+    assert environment.hf_token_for("absent") == "general"
+
+
+def test_a_secret_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    (tmp_path / "directory").mkdir()
+    environment = replace(load_environment({}), secrets_dir=tmp_path)
+    for name in ("binary", "directory"):
+        with pytest.raises(ConfigError, match=name):
+            environment.hf_token_for(name)
+
+
+def test_no_secrets_mount(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for missing in (tmp_path / "none", file):
+        assert replace(load_environment({}), secrets_dir=missing).hf_token_for("x") is None
+
+
+def test_secrets_are_not_shown() -> None:
+    shown = repr(load_environment({"HF_TOKEN": "hunter2", "TRUSS_SECRET_x": "hunter3"}))
+    assert "hunter" not in shown
+
+
+@pytest.mark.parametrize(
+    ("variables", "cache_dir"),
+    [
+        ({"BRITON_CACHE_DIR": "/c", "XDG_CACHE_HOME": "/x", "HOME": "/h"}, "/c"),
+        ({"XDG_CACHE_HOME": "/x", "HOME": "/h"}, "/x/briton"),
+        ({"HOME": "/h"}, "/h/.cache/briton"),
+    ],
+)
+def test_cache_dir(variables: dict[str, str], cache_dir: str) -> None:
+    assert load_environment(variables).cache_dir == Path(cache_dir)
+
+
+def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "mine")
+    assert load_environment().hf_token == "mine"
