@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from typing_extensions import Self
 
 from briton.errors import BuildError, InvalidRequest, Unsupported
 
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+_PROCESSOR_FILE = "chat_template.json"  # where processors of before transformers 4.50 keep theirs
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _PROBE = "Where does the tide go"
-
-logger = logging.getLogger(__name__)
 
 
 class ChatTemplate:
@@ -30,7 +30,7 @@ class ChatTemplate:
     def __init__(self, templates: Mapping[str, str], variables: Mapping[str, Any]) -> None:
         self.templates = dict(templates)  # by name; "default", and "tool_use" where a model has one of its own
         self.variables = dict(variables)
-        self._renderer = _import_renderer() if templates else None
+        self._renderer: Any = _import_renderer() if templates else None
         self.takes_parts = {name: self._probe_parts(name) for name in templates}
 
     @classmethod
@@ -43,6 +43,9 @@ class ChatTemplate:
             templates["default"] = declared
         elif isinstance(declared, list):
             templates.update({entry["name"]: entry["template"] for entry in declared})
+        processor = _read_json(Path(directory) / _PROCESSOR_FILE).get("chat_template")
+        if isinstance(processor, str):
+            templates["default"] = processor
         file = Path(directory) / TEMPLATE_FILE
         if file.is_file():
             templates["default"] = file.read_text(encoding="utf-8")
@@ -80,7 +83,6 @@ class ChatTemplate:
         add_generation_prompt: bool,
         kwargs: Mapping[str, Any],
     ) -> str:
-        assert self._renderer is not None
         rendered, _ = self._renderer(
             [list(messages)],
             tools=[dict(tool) for tool in tools] if tools else None,
@@ -92,10 +94,12 @@ class ChatTemplate:
         return text
 
     def _probe_parts(self, name: str) -> bool:
-        """Whether the template walks a list of content parts itself, found by handing it one."""
+        """Whether the template walks a list of content parts itself, found by handing it one. Raises BuildError."""
         messages = [{"role": "user", "content": [{"type": "text", "text": _PROBE}]}]
         try:
             text = self._render(name, messages, None, True, {})
+        except jinja2.TemplateSyntaxError as error:
+            raise BuildError(f"the chat template {name!r} is not a template: line {error.lineno}: {error}") from None
         except Exception:  # it wanted a string
             return False
         return _PROBE in text and "'type'" not in text and '"type"' not in text

@@ -14,7 +14,6 @@ from typing import Any
 
 import tokenizers
 
-METASPACE = "▁"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -23,35 +22,49 @@ class DecodeRule:
     """What a tokenizer's decoder does, as far as bytes are concerned."""
 
     byte_level: bool  # tokens are spelled in the GPT-2 byte map
-    metaspace: str | None = None  # the character that stands for a space
+    metaspace: str = ""  # the character that stands for a space
     byte_fallback: bool = False  # `<0xXX>` is one byte
-    leading_spaces: int = 0  # this many spaces are dropped at the start of a text
-    bare_first: bool = False  # the first token loses every metaspace, as the Metaspace decoder has it
+    leading_spaces: int = 0  # as many spaces are dropped at the start of a text
+    bare_first: bool = False  # the first token of a text loses every metaspace
 
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """Bytes by token id; ids without a token have none (b"")."""
+    """What tokens add to a text, by id."""
 
-    rule: DecodeRule
-    bytes_of: list[bytes]  # special tokens too: their names
-    special: frozenset[int]  # control tokens, which are no part of a text
-    holes: frozenset[int]  # ids below len(bytes_of) that no token has
-
-    def first_bytes(self, token_id: int) -> bytes:
-        """A token's bytes where it is the first of a text."""
-        if self.rule.bare_first and self.rule.metaspace is not None:
-            return self.bytes_of[token_id].replace(b" ", b"")
-        return self.bytes_of[token_id]
+    bytes_of: list[bytes]  # b"" for control tokens and for ids that no token has
+    names: dict[int, bytes]  # the spelling of control tokens
+    first: dict[int, bytes]  # of tokens that add something else when they are the first of a text
+    leading_spaces: int  # as many spaces are dropped at the start of a text
 
 
-def byte_map() -> dict[str, int]:
-    """GPT-2's map from printable characters to bytes, as `bytes_to_unicode` of its encoder.py spells it, inverted."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    mapping = {chr(byte): byte for byte in printable}
-    others = (byte for byte in range(256) if byte not in set(printable))
-    mapping.update({chr(0x100 + i): byte for i, byte in enumerate(others)})
-    return mapping
+def table_of(tokenizer: tokenizers.Tokenizer) -> TokenTable | None:
+    """The bytes of every token, or None when the tokenizer is of neither family."""
+    rule = rule_of(tokenizer)
+    if rule is None:
+        return None
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    added = tokenizer.get_added_tokens_decoder()
+    bytes_of = [b""] * (max(max(vocabulary.values(), default=-1), max(added, default=-1)) + 1)
+    first: dict[int, bytes] = {}
+    byte_map = _byte_map()
+    for token, token_id in vocabulary.items():
+        if token_id in added:
+            continue
+        if rule.byte_level:
+            bytes_of[token_id] = _byte_level_bytes(token, byte_map)
+            continue
+        bytes_of[token_id] = _sentencepiece_bytes(token, rule)
+        if rule.bare_first and rule.metaspace in token:
+            first[token_id] = token.replace(rule.metaspace, "").encode()
+    names: dict[int, bytes] = {}
+    for token_id, added_token in added.items():
+        content: str = added_token.content
+        if added_token.special:
+            names[token_id] = content.encode()
+        else:  # matched in raw text, so spelled as the text is, not in the byte map
+            bytes_of[token_id] = content.encode() if rule.byte_level else _sentencepiece_bytes(content, rule)
+    return TokenTable(bytes_of, names, first, rule.leading_spaces)
 
 
 def rule_of(tokenizer: tokenizers.Tokenizer) -> DecodeRule | None:
@@ -65,56 +78,35 @@ def rule_of(tokenizer: tokenizers.Tokenizer) -> DecodeRule | None:
         return DecodeRule(byte_level=True)
     if not kinds or kinds[0] not in ("Replace", "Metaspace"):
         return None
-    first = steps[0]
-    if first["type"] == "Metaspace":
-        metaspace, bare_first = first["replacement"], first["prepend_scheme"] != "never"
-    elif first["content"] == " " and len(first["pattern"].get("String", "")) == 1:
-        metaspace, bare_first = first["pattern"]["String"], False
+    if kinds[0] == "Metaspace":
+        metaspace, bare_first = steps[0]["replacement"], steps[0]["prepend_scheme"] != "never"
     else:
-        return None
-    leading_spaces, fused = 0, False
-    for step in steps[1:]:
-        if step["type"] == "Fuse":
-            fused = True
-        elif step["type"] == "Strip" and fused and step["content"] == " " and step["stop"] == 0:
+        metaspace, bare_first = steps[0]["pattern"].get("String", ""), False
+        if len(metaspace) != 1 or steps[0]["content"] != " ":
+            return None
+    leading_spaces = 0
+    for i, step in enumerate(steps[1:], start=1):
+        if step["type"] == "Strip" and "Fuse" in kinds[:i] and step["content"] == " " and step["stop"] == 0:
             leading_spaces = step["start"]
-        elif step["type"] != "ByteFallback":
+        elif step["type"] not in ("ByteFallback", "Fuse"):
             return None
     return DecodeRule(False, metaspace, "ByteFallback" in kinds, leading_spaces, bare_first)
 
 
-def table_of(tokenizer: tokenizers.Tokenizer) -> TokenTable | None:
-    """The bytes of every token, or None when the tokenizer is of neither family."""
-    rule = rule_of(tokenizer)
-    if rule is None:
-        return None
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    added = tokenizer.get_added_tokens_decoder()
-    size = max(max(vocabulary.values(), default=-1), max(added, default=-1)) + 1
-    bytes_of = [b""] * size
-    holes = set(range(size))
-    to_bytes = _byte_level_bytes if rule.byte_level else _sentencepiece_bytes
-    mapping = byte_map()
-    for token, token_id in vocabulary.items():
-        bytes_of[token_id] = to_bytes(token, rule, mapping)
-        holes.discard(token_id)
-    for token_id, added_token in added.items():  # matched in raw text, so spelled as the text is
-        content: str = added_token.content
-        bytes_of[token_id] = content.encode() if rule.byte_level else _sentencepiece_bytes(content, rule, mapping)
-        holes.discard(token_id)
-    special = frozenset(token_id for token_id, token in added.items() if token.special)
-    return TokenTable(rule, bytes_of, special, frozenset(holes))
+def _byte_map() -> dict[str, int]:
+    """GPT-2's map of printable characters to bytes, the inverse of `bytes_to_unicode` in its encoder.py."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(256)) - set(printable))
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
-def _byte_level_bytes(token: str, rule: DecodeRule, mapping: dict[str, int]) -> bytes:
+def _byte_level_bytes(token: str, byte_map: dict[str, int]) -> bytes:
     try:
-        return bytes([mapping[character] for character in token])
+        return bytes([byte_map[character] for character in token])
     except KeyError:  # not spelled in the byte map: the decoder takes it literally
         return token.encode()
 
 
-def _sentencepiece_bytes(token: str, rule: DecodeRule, mapping: dict[str, int]) -> bytes:
+def _sentencepiece_bytes(token: str, rule: DecodeRule) -> bytes:
     match = _BYTE_TOKEN.fullmatch(token) if rule.byte_fallback else None
-    if match is not None:
-        return bytes([int(match[1], 16)])
-    return (token.replace(rule.metaspace, " ") if rule.metaspace else token).encode()
+    return bytes([int(match[1], 16)]) if match is not None else token.replace(rule.metaspace, " ").encode()
