@@ -36,6 +36,7 @@ def load_local_executor(directory: Path, settings: LocalSettings, model_name: st
             "trt_llm.build.max_seq_len",
         )
     runner = ModelRunner(directory, manifest, settings)
+    runner.warm_up(settings.max_batch_size)
     kv_cache_tokens = runner.num_blocks * BLOCK_SIZE
     info = ModelInfo(
         model_name=model_name,

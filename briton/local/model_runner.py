@@ -11,7 +11,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from briton.engine_dir import EngineManifest, rank_file
-from briton.errors import ConfigError
+from briton.errors import BuildError, ConfigError
 from briton.local.memory import num_kv_blocks
 from briton.local.models.decoder import build_decoder
 from briton.local.models.weights import Weights
@@ -60,6 +60,22 @@ class ModelRunner:
             tensor = ov.Tensor(port.get_element_type(), [self.num_blocks, *shapes[name]])
             self._kv_cache.append(tensor)
             self._request.set_tensor(name, tensor)
+
+    def warm_up(self, max_batch_size: int) -> None:
+        """Run one-token batches of 1, 2, 4, ... sequences, so that no user pays for what the plugin prepares at a
+        first call.
+
+        Writes to the cache's first blocks, which nobody has yet. Raises BuildError when the logits are not numbers.
+        """
+        batch_size = 1
+        while batch_size <= min(max_batch_size, self.num_blocks):
+            ones, steps = np.ones(batch_size, np.int64), np.arange(batch_size + 1, dtype=np.int32)
+            logits = self.forward(
+                StepInputs(ones, 0 * ones, 0 * steps[1:], steps, steps[:-1], steps, 1, steps[:-1].astype(np.int64))
+            )
+            if not np.isfinite(logits).all():
+                raise BuildError("the model's logits are not finite numbers: its weights are damaged")
+            batch_size *= 2
 
     def forward(self, inputs: StepInputs) -> NDArray[np.float32]:
         """Compute one step: write the new tokens' keys and values, return logits [rows, vocab], valid until the next
