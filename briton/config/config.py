@@ -70,7 +70,7 @@ class Config:
             )
         if repository.source is not CheckpointSource.LOCAL:
             return repository
-        file = self.path.parent / Path(repository.repo).expanduser()
+        file = self.path.parent / os.path.expanduser(repository.repo)
         return repository.model_copy(update={"repo": os.path.abspath(file)})
 
     @property

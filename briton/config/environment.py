@@ -41,7 +41,10 @@ class Environment:
 
 
 def load_environment(environ: Mapping[str, str] | None = None) -> Environment:
-    """Read the environment (`environ` stands in for os.environ in tests). Empty variables count as unset."""
+    """Read the environment (`environ` stands in for os.environ in tests). Empty variables count as unset.
+
+    Raises ConfigError when no cache directory is given and there is no home directory.
+    """
     variables = {name: value for name, value in (os.environ if environ is None else environ).items() if value.strip()}
     return Environment(
         cache_dir=_cache_dir(variables),
@@ -60,5 +63,7 @@ def _cache_dir(variables: Mapping[str, str]) -> Path:
         return Path(explicit).expanduser().absolute()
     if xdg := variables.get("XDG_CACHE_HOME"):
         return Path(xdg).expanduser().absolute() / "briton"
-    home = variables.get("HOME")
-    return (Path(home) if home else Path("~").expanduser()) / ".cache" / "briton"
+    home = variables.get("HOME") or os.path.expanduser("~")
+    if not os.path.isabs(home):  # no HOME, and a user id without an entry in the password database
+        raise ConfigError("there is no home directory to keep a cache in: set BRITON_CACHE_DIR", "BRITON_CACHE_DIR")
+    return Path(home) / ".cache" / "briton"

@@ -31,7 +31,7 @@ def load_config(path: Path) -> Config:
         raise _config_error(file, error) from None
     briton = truss.briton
     if briton.cache_dir is not None:  # relative to the file, as a LOCAL checkpoint is
-        cache_dir = os.path.abspath(path.parent / briton.cache_dir.expanduser())
+        cache_dir = os.path.abspath(path.parent / os.path.expanduser(briton.cache_dir))
         briton = briton.model_copy(update={"cache_dir": Path(cache_dir)})
     return Config(
         trt_llm=truss.trt_llm,
@@ -47,20 +47,23 @@ def _config_error(file: YamlFile, error: ValidationError) -> ConfigError:
     """The first error with file, line, field and value, and the fields of the others."""
     details = error.errors(include_url=False)
     field, line = _locate(file, details[0])
-    others = list(dict.fromkeys(_locate(file, detail)[0] for detail in details[1:]))
+    others = dict.fromkeys(_locate(file, detail)[0] for detail in details)
+    others.pop(field)
     also = f" (also wrong: {', '.join(others)})" if others else ""
     return ConfigError(f"{file.path}:{line}: {field}: {_message(details[0])}{also}", field)
 
 
 def _locate(file: YamlFile, detail: ErrorDetails) -> tuple[str, int]:
-    context = detail.get("ctx", {})
-    location = (*detail["loc"], *(step for step in str(context.get("field", "")).split(".") if step))
-    found, line = file.find(location)
-    if detail["type"] == "missing":
-        found = (*found, str(location[-1]))
-    elif context.get("field"):
-        # Validators name the field that is wrong, which may be one that the file leaves at its default.
-        found = tuple(str(step) for step in location if step not in ("v1", "v2"))
+    """The dotted path of the field, and its line or that of the section it would be in."""
+    location = list(detail["loc"])
+    if location[:1] == ["trt_llm"] and location[1:2] in (["v1"], ["v2"]):
+        del location[1]  # the tag of the union
+    named = str(detail.get("ctx", {}).get("field", ""))
+    # Validators name the field that is wrong, which may be one that the file leaves at its default.
+    wrong = [*location, *named.split(".")] if named else location
+    found, line = file.find(wrong)
+    if named or detail["type"] == "missing":
+        return ".".join(str(step) for step in wrong), line
     return ".".join(found), line
 
 

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 class Section(BaseModel):
     """A part of a Truss config. Unknown keys are kept, so that an older Briton reads a newer config."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
 
 def refuse(message: str, field: str = "") -> PydanticCustomError:
@@ -27,6 +27,7 @@ def unknown_keys(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, 
             yield from unknown_keys(getattr(value, name), (*path, name))
         for name in value.model_extra or {}:
             yield (*path, name)
-    elif isinstance(value, dict):
+    elif isinstance(value, dict):  # of sections; what free mappings hold is not ours to know
         for name, item in value.items():
-            yield from unknown_keys(item, (*path, str(name)))
+            if isinstance(item, BaseModel):
+                yield from unknown_keys(item, (*path, str(name)))

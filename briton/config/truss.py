@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
@@ -117,7 +117,7 @@ class TrussConfig(Section):
     model_metadata: dict[str, Any] = Field(default_factory=dict)
     resources: Resources = Field(default_factory=Resources)
     trt_llm: TRTLLMConfiguration
-    briton: Annotated[BritonSection, Field(strict=True)] = Field(default_factory=BritonSection)
+    briton: BritonSection = Field(default_factory=BritonSection)
 
     @field_validator("model_metadata", "resources", "briton", mode="before")
     @classmethod

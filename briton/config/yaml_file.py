@@ -23,7 +23,7 @@ class YamlFile:
     def find(self, location: Sequence[str | int]) -> tuple[tuple[str, ...], int]:
         """The part of `location` that the file has, and the line (from 1) where it ends.
 
-        Steps that the file does not have (the tags of a union, a missing key) are passed over.
+        Steps that the file does not have (the tag of a union, a missing key) are passed over.
         """
         node: yaml.Node = self.root
         found: list[str] = []

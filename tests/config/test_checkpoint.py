@@ -51,6 +51,8 @@ def test_local_absolute_and_home_paths(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert load_changed({REPOSITORY: {"source": "LOCAL", "repo": "/m"}}).checkpoint.repo == "/m"
     assert load_changed({REPOSITORY: {"source": "LOCAL", "repo": "~/m"}}).checkpoint.repo == str(tmp_path / "home/m")
+    nobody = load_changed({REPOSITORY: {"source": "LOCAL", "repo": "~no-such-user/m"}})
+    assert nobody.checkpoint.repo == str(tmp_path / "~no-such-user/m")
 
 
 @pytest.mark.parametrize("source", ["GCS", "S3", "AZURE", "REMOTE_URL", "BASETEN_TRAINING"])

@@ -74,3 +74,15 @@ def test_cache_dir(variables: dict[str, str], cache_dir: str) -> None:
 def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "mine")
     assert load_environment().hf_token == "mine"
+
+
+def test_no_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(ConfigError, match="set BRITON_CACHE_DIR"):
+        load_environment({})
+
+
+def test_debug() -> None:
+    assert load_environment({"BRITON_DEBUG": "1"}).debug
+    assert not load_environment({"BRITON_DEBUG": "0"}).debug
+    assert not load_environment({}).debug

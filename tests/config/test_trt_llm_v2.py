@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import pytest
@@ -86,3 +87,9 @@ def test_v2_patches_are_kept(load_changed: LoadChanged) -> None:
 def test_v2_tensor_parallelism(load_changed: LoadChanged, refusal: Refusal) -> None:
     assert load_changed({RUNTIME + "tensor_parallel_size": 2}, V2).world_size == 2
     assert refusal({RUNTIME + "tensor_parallel_size": 0}, V2).field == RUNTIME + "tensor_parallel_size"
+
+
+def test_a_patch_that_is_no_json_value_is_named_once(refusal: Refusal) -> None:
+    error = refusal({RUNTIME + "patch_kwargs.since": datetime.date(2026, 1, 1)}, V2)
+    assert error.field == RUNTIME + "patch_kwargs.since"
+    assert error.message.count(error.field) == 1

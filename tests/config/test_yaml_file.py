@@ -99,6 +99,16 @@ def test_an_alias_bomb_and_a_loop_end(tmp_path: Path) -> None:
     assert "trt_llm.build.loop" in load_config(file).warnings[0]
 
 
+def test_loops_in_free_mappings(tmp_path: Path) -> None:
+    """The search for unknown keys went round a mapping that holds itself."""
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "model_metadata: &loop {tags: [openai-compatible], again: *loop}\n"
+        "trt_llm:\n  build:\n    checkpoint_repository: {source: PYPI, repo: p}\n"
+    )
+    assert load_config(file).warnings == ()
+
+
 def test_keys_that_are_not_text(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("trt_llm:\n  1: x\n  build:\n    checkpoint_repository: {source: PYPI, repo: p}\n")
