@@ -44,7 +44,7 @@ class HFCheckpoint:
         config = read_json(path / CONFIG)
         self.model = model_config(path / CONFIG, config)
         self.generation_config = read_json(path / GENERATION_CONFIG) if (path / GENERATION_CONFIG).is_file() else None
-        self.stop_token_ids = eos_token_ids(config, self.generation_config)
+        self.stop_token_ids = eos_token_ids(path, config, self.generation_config)
         self._tensors = read_safetensors_directory(path)
 
     def tensor(self, role: str) -> Tensor:

@@ -58,13 +58,15 @@ def model_config(path: Path, config: dict[str, Any]) -> ModelConfig:
     )
 
 
-def eos_token_ids(*configs: dict[str, Any] | None) -> tuple[int, ...]:
-    """The eos_token_id of each config, one id or a list, joined."""
-    found: set[int] = set()
+def eos_token_ids(path: Path, *configs: dict[str, Any] | None) -> tuple[int, ...]:
+    """The eos_token_id of each config, one id or a list, joined. Raises BuildError for what is not an id."""
+    found: list[Any] = []
     for config in configs:
         eos = (config or {}).get("eos_token_id")
-        found.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
-    return tuple(sorted(found))
+        found += eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if wrong := [eos for eos in found if not isinstance(eos, int) or eos < 0]:
+        raise BuildError(f"{path}: eos_token_id {wrong[0]!r} is not a token id")
+    return tuple(sorted(set(found)))
 
 
 def _rope(path: Path, config: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
