@@ -8,8 +8,6 @@ from pathlib import Path
 from briton.errors import ConfigError
 from briton.local.settings import BLOCK_SIZE, LocalSettings
 
-MEMORY_SHARE = 0.25  # of the available memory, when the config names no size: a server should not take the machine
-
 
 def num_kv_blocks(settings: LocalSettings, max_seq_len: int, block_bytes: int) -> int:
     """Blocks to allocate. Raises ConfigError when they do not fit in memory, or hold less than one step's minimum."""
@@ -20,7 +18,10 @@ def num_kv_blocks(settings: LocalSettings, max_seq_len: int, block_bytes: int) -
         blocks, field = settings.kv_cache_memory_bytes // block_bytes, "briton.local.kv_cache_memory_bytes"
     else:
         full_batch = settings.max_batch_size * -(-max_seq_len // BLOCK_SIZE)
-        blocks, field = min(full_batch, int(available * MEMORY_SHARE) // block_bytes), "trt_llm.build.max_batch_size"
+        blocks, field = (
+            min(full_batch, int(available * settings.kv_cache_memory_fraction) // block_bytes),
+            "trt_llm.build.max_batch_size",
+        )
     if blocks < 2:
         raise ConfigError(
             f"{field} leaves room for {max(blocks, 0)} KV cache blocks of {BLOCK_SIZE} tokens ({block_bytes:,} "

@@ -28,3 +28,4 @@ class LocalSettings:
     kv_cache_dtype: KVCacheDtype | None = None  # None: as the engine was built
     kv_cache_tokens: int | None = None
     kv_cache_memory_bytes: int | None = None
+    kv_cache_memory_fraction: float = 0.25  # of the available memory, at most, when no size is given

@@ -6,7 +6,7 @@ import pytest
 
 from briton.errors import ConfigError
 from briton.local import memory
-from briton.local.memory import MEMORY_SHARE, available_memory_bytes, num_kv_blocks
+from briton.local.memory import available_memory_bytes, num_kv_blocks
 from briton.local.settings import LocalSettings
 
 LIMITS = {"max_batch_size": 4, "max_num_tokens": 512, "max_queue_size": 8}
@@ -22,7 +22,8 @@ def test_a_full_batch_when_it_fits() -> None:
 
 
 def test_a_share_of_memory_when_it_does_not() -> None:
-    assert num_kv_blocks(LocalSettings(**LIMITS), 10**6, 2**20) == int(2**10 * MEMORY_SHARE)
+    assert num_kv_blocks(LocalSettings(**LIMITS), 10**6, 2**20) == 2**8
+    assert num_kv_blocks(LocalSettings(**LIMITS, kv_cache_memory_fraction=0.5), 10**6, 2**20) == 2**9
 
 
 def test_the_config_decides() -> None:
