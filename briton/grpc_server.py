@@ -50,7 +50,7 @@ class EngineServer:
         pb_grpc.add_EngineServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-        claim_port(self.host, self.port, "--grpc-port")  # gRPC's own refusal comes with a page of its core's log
+        claim_port(self.host, self.port, "--port")  # gRPC's own refusal comes with a page of its core's log
         address = f"[{self.host}]" if ":" in self.host else self.host
         try:
             self.port = self._server.add_insecure_port(f"{address}:{self.port}")
@@ -81,4 +81,3 @@ class EngineServer:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in ("", SERVICE):
             await self._health.set(service, status)
-
