@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
-from briton.errors import InvalidRequest
+from briton.errors import InvalidRequest, Unsupported
 from briton.guidance.automaton import Automaton, AutomatonGuide
 from briton.guidance.cache import SingleFlightCache
 from briton.guidance.grammar import GrammarCompiler, GrammarGuide
@@ -43,7 +43,7 @@ class GuideCompiler:
     ) -> None:
         """`vocabulary`: the bytes of each token id, None for control tokens and holes; `vocab_size`: the logits' width.
 
-        `encode` tokenizes a text without special tokens. ValueError without stop ids, or with ids out of range.
+        `encode` tokenizes a text without special tokens. Raises ValueError on ids outside the vocabulary.
         """
         self._limits = limits or GuideLimits()
         self._tokenizer_hash = tokenizer_hash
@@ -65,6 +65,8 @@ class GuideCompiler:
         Raises InvalidRequest for what is malformed or passes a limit, and Unsupported for what cannot be enforced; both
         name the field, and within a schema the keyword and its JSON pointer. Failures are remembered for a minute.
         """
+        if not self._vocabulary.stop_token_ids:
+            raise Unsupported("guided decoding needs a stop token, and this model has none", "guide")
         self._check_size(spec)
         key = self._key(spec)
         guide = await self._cache.get(key, lambda: self._make(spec))

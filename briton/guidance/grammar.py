@@ -201,7 +201,7 @@ class _TokenizerView:
     special_token_ids: tuple[int, ...] = ()
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self.eos_token_id = vocabulary.stop_token_ids[0]
+        self.eos_token_id = min(vocabulary.stop_token_ids, default=0)
         self.tokens = [data or b"" for data in vocabulary.token_bytes]
         self._tokenize: Callable[[str], list[int]] = vocabulary.tokenize
 

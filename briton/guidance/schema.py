@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from briton.errors import InvalidRequest, Unsupported
 from briton.guidance.limits import GuideLimits
+from briton.guidance.one_of import is_exclusive
 
 SCHEMA_FIELD = "response_format.json_schema.schema"
 
@@ -91,10 +92,12 @@ def read_schema(text: str, limits: GuideLimits) -> CheckedSchema:
                 raise InvalidRequest(
                     f"{SCHEMA_FIELD}: {inner_pointer} must be a schema, not {_kind(inner)}", SCHEMA_FIELD
                 )
-    _check_references(references, {s.pointer for s in subschemas})
+    by_pointer = {s.pointer: s.schema for s in subschemas}
+    _check_references(references, by_pointer.keys())
     for subschema in subschemas:
         for keyword in [k for k in subschema.schema if k not in _KEYWORDS]:
             del subschema.schema[keyword]
+        _union_of_exclusive(subschema.schema, lambda target: by_pointer[target[1:]])
     return CheckedSchema(root, tuple(sorted(subschemas, key=lambda s: s.depth)))
 
 
@@ -134,7 +137,7 @@ def _says_nothing(keyword: str, value: Any) -> bool:
     return keyword in ANNOTATIONS or (keyword.startswith("x-") and keyword != "x-guidance")
 
 
-def _check_references(references: list[tuple[str, str]], known: set[str]) -> None:
+def _check_references(references: list[tuple[str, str]], known: Collection[str]) -> None:
     for pointer, target in references:
         if target != "#" and not target.startswith("#/"):
             raise unsupported_keyword("$ref", pointer, f"{target[:80]!r} is not a local reference ('#/...')")
@@ -144,6 +147,14 @@ def _check_references(references: list[tuple[str, str]], known: set[str]) -> Non
                 "which is no schema in this document",
                 SCHEMA_FIELD,
             )
+
+
+def _union_of_exclusive(schema: dict[str, Any], resolve: Callable[[str], Any]) -> None:
+    """Rename `oneOf` to `anyOf` in its place, where that means the same."""
+    if "oneOf" in schema and "anyOf" not in schema and is_exclusive(schema["oneOf"], resolve):
+        renamed = [("anyOf" if keyword == "oneOf" else keyword, value) for keyword, value in schema.items()]
+        schema.clear()
+        schema.update(renamed)
 
 
 def _inner_schemas(pointer: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

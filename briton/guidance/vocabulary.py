@@ -8,8 +8,9 @@ from functools import cached_property
 
 logger = logging.getLogger(__name__)
 
-# Encoded before a text whose own tokenization begins with a space that is not in it (sentencepiece's dummy prefix).
-_MARKER = "\n"
+# Encoded before a text whose own tokenization begins with a space that is not in it (sentencepiece's dummy prefix):
+# characters that hardly any vocabulary merges with others.
+_MARKERS = ("\x02", "\n")
 
 
 class Vocabulary:
@@ -28,9 +29,7 @@ class Vocabulary:
     ) -> None:
         """`vocab_size` is the width of a logits row: ids past `token_bytes` are holes. ValueError on ids outside it."""
         self.stop_token_ids = tuple(sorted(set(stop_token_ids)))
-        if not self.stop_token_ids:
-            raise ValueError("stop_token_ids must have at least 1 id: without one no guided sequence could end")
-        if not 0 <= self.stop_token_ids[0] <= self.stop_token_ids[-1] < vocab_size:
+        if any(not 0 <= token_id < vocab_size for token_id in self.stop_token_ids):
             raise ValueError(f"stop_token_ids {self.stop_token_ids} are outside the vocabulary of {vocab_size}")
         if len(token_bytes) > vocab_size:
             raise ValueError(f"token_bytes has {len(token_bytes)} entries; the vocabulary has {vocab_size}")
@@ -57,9 +56,10 @@ class Vocabulary:
             token_ids = self._encode(text)
             if self.spell(token_ids) == data:
                 return token_ids
-            after_marker = self._strip_marker(self._encode(_MARKER + text))
-            if after_marker is not None and self.spell(after_marker) == data:
-                return after_marker
+            for marker in _MARKERS:
+                after_marker = self._strip(marker, self._encode(marker + text))
+                if after_marker is not None and self.spell(after_marker) == data:
+                    return after_marker
         except Exception:
             logger.exception("the tokenizer failed on %r", text)
         return self._longest_matches(data)
@@ -70,11 +70,10 @@ class Vocabulary:
         known = [t for t in texts if t is not None]
         return b"".join(known) if len(known) == len(texts) else None
 
-    def _strip_marker(self, token_ids: list[int]) -> list[int] | None:
+    def _strip(self, marker: str, token_ids: list[int]) -> list[int] | None:
         """The tokens after those that spell the marker, or a space and it; None when one token spans its end."""
-        marker = _MARKER.encode()
         for k in range(1, min(len(token_ids), 4) + 1):
-            if self.spell(token_ids[:k]) in (marker, b" " + marker):
+            if self.spell(token_ids[:k]) in (marker.encode(), b" " + marker.encode()):
                 return token_ids[k:]
         return None
 

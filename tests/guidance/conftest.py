@@ -1,0 +1,44 @@
+"""Compilers for both kinds of vocabulary; what they compile is shared by all tests, as it is by requests."""
+
+from __future__ import annotations
+
+import pytest
+
+from briton.guidance.compiler import GuideCompiler
+from briton.guidance.limits import GuideLimits
+from tests.guidance import vocabularies
+from tests.guidance.vocabularies import TestVocabulary
+
+
+@pytest.fixture(scope="session")
+def byte_level() -> TestVocabulary:
+    return vocabularies.byte_level()
+
+
+@pytest.fixture(scope="session")
+def sentencepiece() -> TestVocabulary:
+    return vocabularies.sentencepiece()
+
+
+@pytest.fixture(scope="session", params=["byte_level", "sentencepiece"])
+def vocabulary(request) -> TestVocabulary:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def compiler(vocabulary):
+    compiler = new_compiler(vocabulary)
+    yield compiler
+    compiler.close()
+
+
+def new_compiler(vocabulary: TestVocabulary, limits: GuideLimits | None = None, **overrides) -> GuideCompiler:
+    """A compiler as the engine makes it."""
+    arguments = {
+        "vocab_size": vocabulary.vocab_size,
+        "stop_token_ids": vocabulary.stop_token_ids,
+        "encode": vocabulary.encode,
+        "tokenizer_hash": vocabulary.name,
+        "limits": limits,
+    }
+    return GuideCompiler(vocabulary.token_bytes, **{**arguments, **overrides})

@@ -1,0 +1,112 @@
+"""One flight for each key; bounded; failures are remembered for a while."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import pytest
+
+from briton.errors import InvalidRequest, Unavailable
+from briton.guidance.cache import SingleFlightCache
+
+
+@dataclass(frozen=True)
+class Block:
+    name: str
+    nbytes: int = 10
+
+
+class Maker:
+    """Makes blocks, counts how often, and waits to be let go."""
+
+    def __init__(self, value="a", error=None):
+        self.value, self.error, self.calls, self.go = value, error, 0, asyncio.Event()
+
+    async def __call__(self):
+        self.calls += 1
+        await self.go.wait()
+        if self.error:
+            raise self.error
+        return Block(self.value)
+
+
+def new_cache(clock=lambda: 0.0, **overrides):
+    return SingleFlightCache(**{"max_bytes": 100, "max_entries": 5, "failure_ttl_s": 60.0, "clock": clock, **overrides})
+
+
+async def test_callers_at_once_share_one_flight():
+    cache, make = new_cache(), Maker()
+    waiting = [asyncio.ensure_future(cache.get(b"k", make)) for _ in range(10)]
+    await asyncio.sleep(0)
+    make.go.set()
+    blocks = await asyncio.gather(*waiting)
+    assert make.calls == 1
+    assert all(b is blocks[0] for b in blocks)
+    assert await cache.get(b"k", make) is blocks[0]
+    assert make.calls == 1
+
+
+async def test_a_caller_that_goes_does_not_end_the_flight():
+    cache, make = new_cache(), Maker()
+    first, second = (asyncio.ensure_future(cache.get(b"k", make)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.sleep(0)
+    make.go.set()
+    assert (await second).name == "a"
+    assert first.cancelled()
+
+
+async def test_failures_are_remembered_until_their_time_is_up():
+    now = [0.0]
+    cache, make = new_cache(clock=lambda: now[0]), Maker(error=InvalidRequest("no", "f"))
+    make.go.set()
+    for _ in range(3):
+        with pytest.raises(InvalidRequest, match="no") as caught:
+            await cache.get(b"k", make)
+        assert caught.value is not make.error
+    assert make.calls == 1
+    now[0] = 60.0
+    with pytest.raises(InvalidRequest):
+        await cache.get(b"k", make)
+    assert make.calls == 2
+
+
+async def test_bugs_are_not_remembered():
+    cache, make = new_cache(), Maker(error=RuntimeError("bug"))
+    make.go.set()
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            await cache.get(b"k", make)
+    assert make.calls == 2
+
+
+async def test_the_least_recently_used_goes_first():
+    cache = new_cache(max_bytes=30)
+    makers = {name: Maker(name) for name in "abcd"}
+    for maker in makers.values():
+        maker.go.set()
+    for name in "abcad":
+        await cache.get(name.encode(), makers[name])
+    for name in "acdb":
+        await cache.get(name.encode(), makers[name])
+    assert {n: m.calls for n, m in makers.items()} == {"a": 1, "b": 2, "c": 1, "d": 1}
+
+
+async def test_entries_are_bounded_too():
+    cache, make = new_cache(max_entries=2), Maker(error=InvalidRequest("no"))
+    make.go.set()
+    for key in (b"1", b"2", b"3", b"1"):
+        with pytest.raises(InvalidRequest):
+            await cache.get(key, make)
+    assert make.calls == 4
+
+
+async def test_cancel_ends_flights_with_an_error():
+    cache, make = new_cache(), Maker()
+    waiting = asyncio.ensure_future(cache.get(b"k", make))
+    await asyncio.sleep(0)
+    cache.cancel()
+    with pytest.raises(Unavailable):
+        await waiting

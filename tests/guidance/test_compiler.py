@@ -1,0 +1,221 @@
+"""Compiling: bounded, isolated, cached, and off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+
+import grpc
+import pytest
+
+from briton.errors import InvalidRequest, Unavailable, Unsupported
+from briton.guidance.guide import GuideSpec
+from briton.guidance.limits import GuideLimits
+from tests.guidance.conftest import new_compiler
+
+EXPLODING = "(a|b)*a(a|b){16}"
+
+
+@pytest.fixture
+def make_compiler(byte_level):
+    made = []
+
+    def make(limits=None, **overrides):
+        made.append(new_compiler(byte_level, limits, **overrides))
+        return made[-1]
+
+    yield make
+    for compiler in made:
+        compiler.close()
+
+
+async def test_an_exploding_regex_is_stopped_and_the_next_one_compiles(make_compiler, byte_level):
+    compiler = make_compiler(GuideLimits(compile_timeout_s=0.5))
+    await compiler.compile(GuideSpec("regex", "a"))  # the child is warm: only the compile is timed
+    begin = time.monotonic()
+    ticks = 0
+    failing = asyncio.ensure_future(compiler.compile(GuideSpec("regex", EXPLODING)))
+    while not failing.done():
+        await asyncio.sleep(0.01)
+        ticks += 1
+    with pytest.raises(InvalidRequest) as caught:
+        await failing
+    assert caught.value.message == "guided_regex: compiling took longer than 0.5 s: simplify it"
+    assert caught.value.field == "guided_regex"
+    assert time.monotonic() - begin < 5
+    assert ticks > 10  # the event loop went on
+    with pytest.raises(InvalidRequest):  # remembered: no second explosion
+        await asyncio.wait_for(compiler.compile(GuideSpec("regex", EXPLODING)), 0.2)
+    guide = await compiler.compile(GuideSpec("regex", "ab?"))
+    assert guide.advance(byte_level.tokens_of("ab"))
+
+
+async def test_schemas_compile_while_a_regex_explodes(make_compiler):
+    compiler = make_compiler(GuideLimits(compile_timeout_s=2.0))
+    await compiler.compile(GuideSpec("regex", "a"))
+    failing = asyncio.ensure_future(compiler.compile(GuideSpec("regex", EXPLODING)))
+    await asyncio.sleep(0.05)
+    await asyncio.wait_for(compiler.compile(GuideSpec("json_object")), 1.0)
+    assert not failing.done()
+    compiler.close()  # ends it, without waiting for its time
+    with pytest.raises(Unavailable):
+        await asyncio.wait_for(failing, 1.0)
+
+
+async def test_a_regex_that_needs_too_much_memory_is_stopped(make_compiler):
+    compiler = make_compiler(GuideLimits(compile_timeout_s=30.0, compile_memory_bytes=48 << 20))
+    with pytest.raises(InvalidRequest) as caught:
+        await compiler.compile(GuideSpec("regex", EXPLODING))
+    assert caught.value.message == "guided_regex: compiling needs more than 48 MiB: simplify it"
+    await compiler.compile(GuideSpec("regex", "ab?"))
+
+
+async def test_masks_are_bounded(make_compiler):
+    compiler = make_compiler(GuideLimits(max_guide_bytes=1000))
+    with pytest.raises(InvalidRequest, match="guided_regex: its masks need more than"):
+        await compiler.compile(GuideSpec("regex", r"\w+@\w+\.com"))
+
+
+@pytest.mark.parametrize("pattern", ["[a", "a)|(b", "*", r"\1", "(?=a)b", r"\p{Nonsense}", "a{2,1}"])
+async def test_a_bad_regex_is_the_callers_error(make_compiler, pattern):
+    with pytest.raises(InvalidRequest, match="guided_regex: not a regular expression in Rust's syntax"):
+        await make_compiler().compile(GuideSpec("regex", pattern))
+
+
+async def test_a_regex_that_matches_nothing_is_refused(make_compiler):
+    with pytest.raises(InvalidRequest, match="guided_regex: no string matches it"):
+        await make_compiler().compile(GuideSpec("regex", "[a&&b]"))
+
+
+async def test_bounds_of_texts_and_lists(make_compiler):
+    compiler = make_compiler()
+    for spec, message in (
+        (GuideSpec("regex", "a" * 5000), "guided_regex has 5000 bytes; the limit is 4096"),
+        (GuideSpec("choice", choices=()), "guided_choice must have at least 1 entry"),
+        (GuideSpec("choice", choices=("a", "")), "guided_choice[1] must not be empty"),
+        (GuideSpec("choice", choices=("a",) * 100_000), "guided_choice has 100000 entries; the limit is 1024"),
+        (GuideSpec("choice", choices=("a" * 70_000,)), "guided_choice has 70000 bytes in all; the limit is 65536"),
+        (
+            GuideSpec("json_schema", " " * 300_000),
+            "response_format.json_schema.schema has 300000 bytes; the limit is 262144",
+        ),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            await compiler.compile(spec)
+        assert caught.value.message == message
+
+
+async def test_a_long_list_of_choices_compiles(make_compiler, byte_level):
+    choices = tuple(f"label {i:04d} of the catalogue" for i in range(1024))
+    guide = await make_compiler().compile(GuideSpec("choice", choices=choices))
+    assert guide.advance(byte_level.tokens_of(choices[777]))
+    assert guide.is_terminated()
+
+
+async def test_requests_at_once_share_one_compile(make_compiler, byte_level, monkeypatch):
+    compiler = make_compiler()
+    compiles = []
+    make = compiler._grammars.compile_schema
+    monkeypatch.setattr(compiler._grammars, "compile_schema", lambda text: compiles.append(text) or make(text))
+    spec = GuideSpec("json_schema", '{"type": "array", "items": {"type": "integer"}}')
+    guides = await asyncio.gather(*(compiler.compile(spec) for _ in range(8)))
+    assert len(compiles) == 1
+    # Each is its own: no request moves another's, or the cached one.
+    assert guides[0].advance(byte_level.tokens_of("[1"))
+    assert not guides[1].advance(byte_level.tokens_of("1"))
+    assert (await compiler.compile(spec)).advance(byte_level.tokens_of("["))
+    assert len(compiles) == 1
+    await compiler.compile(GuideSpec("json_schema", spec.text + " "))
+    assert len(compiles) == 2
+
+
+async def test_a_guide_that_has_worn_out_is_compiled_again(make_compiler, byte_level):
+    compiler = make_compiler()
+    spec = GuideSpec("json_object")
+    await compiler.compile(spec)
+    (cached,) = compiler._cache._done.values()
+    cached._matcher.consume_token(byte_level.tokens_of("]")[0])
+    assert not cached.is_healthy()
+    assert (await compiler.compile(spec)).advance(byte_level.tokens_of("{}"))
+
+
+async def test_a_slow_schema_is_given_up(make_compiler, monkeypatch):
+    compiler = make_compiler(GuideLimits(compile_timeout_s=0.05))
+    monkeypatch.setattr(compiler._grammars, "compile_schema", lambda text: time.sleep(0.3))
+    with pytest.raises(InvalidRequest, match=r"schema: compiling took longer than 0\.05 s"):
+        await compiler.compile(GuideSpec("json_schema", "{}"))
+
+
+async def test_large_schemas_compile_within_their_time(make_compiler):
+    compiler = make_compiler()
+    wide = {"type": "object", "properties": {f"p{i}": {"type": "string", "maxLength": 64} for i in range(2000)}}
+    many = {"enum": [f"value {i}" for i in range(15_000)]}
+    for schema in (wide, many):
+        await compiler.compile(GuideSpec("json_schema", json.dumps(schema)))
+
+
+async def test_a_model_without_a_stop_token_has_no_guides(make_compiler):
+    with pytest.raises(Unsupported, match="needs a stop token"):
+        await make_compiler(stop_token_ids=()).compile(GuideSpec("json_object"))
+
+
+async def test_close_ends_the_child_and_can_be_repeated(make_compiler):
+    compiler = make_compiler()
+    await compiler.compile(GuideSpec("regex", "a"))
+    child = compiler._regexes._child
+    compiler.close()
+    assert child.poll() is not None
+    compiler.close()
+
+
+async def test_it_works_beside_a_grpc_server(make_compiler, byte_level):
+    """gRPC's threads do not survive a fork: the child must be a new interpreter."""
+    server = grpc.aio.server()
+    server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        guide = await make_compiler().compile(GuideSpec("regex", "ab"))
+        assert guide.advance(byte_level.tokens_of("ab"))
+    finally:
+        await server.stop(None)
+
+
+def test_the_child_imports_nothing_of_the_engine():
+    code = (
+        "import sys; sys.argv = ['x', '0', '0', '0']; import briton.guidance.regex_worker, briton.guidance.regex_index;"
+        "print([m for m in ('grpc', 'openvino', 'transformers', 'llguidance', 'pydantic') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_child_ends_with_its_parent():
+    """A parent that is killed closes its end of the pipe; nothing is left behind."""
+    code = (
+        "import asyncio, os, time\n"
+        "from tests.guidance import vocabularies\n"
+        "from tests.guidance.conftest import new_compiler\n"
+        "from briton.guidance.guide import GuideSpec\n"
+        "c = new_compiler(vocabularies.byte_level())\n"
+        "asyncio.run(c.compile(GuideSpec('regex', 'a')))\n"
+        "print(c._regexes._child.pid, flush=True)\n"
+        "os._exit(0)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    pid = int(found.stdout)
+    for _ in range(100):
+        if not _is_running(pid):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"process {pid} is still there")
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

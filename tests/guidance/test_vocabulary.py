@@ -1,0 +1,62 @@
+"""Canonical tokens of a text, whatever the tokenizer puts around it."""
+
+from __future__ import annotations
+
+import pytest
+
+from briton.guidance.vocabulary import Vocabulary
+
+
+def new_vocabulary(source, **overrides) -> Vocabulary:
+    arguments = {"vocab_size": source.vocab_size, "stop_token_ids": source.stop_token_ids, "encode": source.encode}
+    return Vocabulary(source.token_bytes, **{**arguments, **overrides})
+
+
+@pytest.mark.parametrize(
+    "text", ["category", " category", '"name": "Ada"', "  two", "\n", "naïve 猫", "<|im_end|>", "<0x41>", ""]
+)
+def test_the_tokens_of_a_text_spell_it(vocabulary, text):
+    known = new_vocabulary(vocabulary)
+    assert known.spell(known.tokenize(text)) == text.encode()
+
+
+def test_a_dummy_prefix_is_no_part_of_the_tokens(sentencepiece):
+    known = new_vocabulary(sentencepiece)
+    assert sentencepiece.encode("category") == known.tokenize(" category")
+    assert known.spell(known.tokenize("category")) == b"category"
+    assert len(known.tokenize("category")) < len("category")
+
+
+def test_a_tokenizer_that_fails_gives_longest_matches(byte_level, caplog):
+    def fail(text):
+        raise RuntimeError("no")
+
+    known = new_vocabulary(byte_level, encode=fail)
+    assert known.spell(known.tokenize("category")) == b"category"
+    assert len(known.tokenize("category")) < 8
+    assert "the tokenizer failed on 'category'" in caplog.text
+
+
+def test_what_cannot_be_spelled_has_no_tokens():
+    known = Vocabulary([b"a", b"b", None], vocab_size=3, stop_token_ids=(2,), encode=lambda text: [7])
+    assert known.tokenize("ab") == [0, 1]
+    assert known.tokenize("abc") == []
+
+
+def test_stop_ids_empty_tokens_and_ids_past_the_tokenizer_are_no_text():
+    known = Vocabulary([b"a", b"\n", b"", None], vocab_size=6, stop_token_ids=(1, 1), encode=lambda text: [])
+    assert known.token_bytes == (b"a", None, None, None, None, None)
+    assert known.stop_token_ids == (1,)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"stop_token_ids": (0, 4)}, r"stop_token_ids \(0, 4\) are outside the vocabulary of 3"),
+        ({"vocab_size": 1}, "has 2 entries"),
+    ],
+)
+def test_ids_outside_the_vocabulary_are_a_mistake(overrides, message):
+    arguments = {"vocab_size": 3, "stop_token_ids": (0,), "encode": lambda text: []}
+    with pytest.raises(ValueError, match=message):
+        Vocabulary([b"a", b"b"], **{**arguments, **overrides})
