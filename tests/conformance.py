@@ -407,7 +407,8 @@ class ExecutorConformance:
         assert after.num_requests - before.num_requests == 2
         assert after.num_output_tokens - before.num_output_tokens == 5 + 6
         assert after.num_cached_tokens - before.num_cached_tokens == 2 * block
-        assert after.num_prompt_tokens - before.num_prompt_tokens == 2 * block + 1 + 1
+        # the second sequence of the second request may share the first's last token, or compute it itself
+        assert after.num_prompt_tokens - before.num_prompt_tokens in (2 * block + 2, 2 * block + 3)
         assert after.num_steps > before.num_steps
         assert after.step_s >= after.host_s >= 0
         assert after.kv_blocks_total * block <= runner.executor.info.kv_cache_tokens + block

@@ -1,0 +1,87 @@
+"""The local executor keeps the promises of an executor: over a model without mathematics, and over a compiled one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from briton.config import load_environment
+from briton.executor import Executor
+from briton.local.executor import LocalExecutor
+from briton.local.loader import load_local_executor
+from briton.local.settings import LocalSettings, SchedulerPolicy
+from briton_engine_builder import build_engine
+from tests.conformance import ExecutorConformance
+from tests.conftest import TinyLlama
+from tests.engine_builder.engines import config_for
+from tests.local.paged_model import PagedModel, model_info
+
+
+@pytest.fixture(scope="module")
+def tiny_engine_dir(tiny_llama: TinyLlama, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama of random weights, in float32."""
+    folder = tmp_path_factory.mktemp("conformance")
+    config = config_for(tiny_llama(folder), folder, precision="f32")
+    return build_engine(config, load_environment({"BRITON_CACHE_DIR": str(folder / "cache")}), progress=False)
+
+
+class PagedConformance(ExecutorConformance):
+    """The loop, scheduler, blocks and sampler alone."""
+
+    policy: SchedulerPolicy
+    block_size = 16
+
+    def make_executor(
+        self,
+        *,
+        max_batch_size: int = 8,
+        max_queue_size: int = 64,
+        max_seq_len: int = 256,
+        kv_cache_tokens: int = 2048,
+    ) -> Executor:
+        num_blocks = kv_cache_tokens // self.block_size
+        info = model_info(
+            num_blocks,
+            self.block_size,
+            max_batch_size=max_batch_size,
+            max_queue_size=max_queue_size,
+            max_seq_len=min(max_seq_len, kv_cache_tokens),
+            max_num_tokens=100,
+        )
+        return LocalExecutor(info, PagedModel(num_blocks, self.block_size).forward, policy=self.policy)
+
+
+class TestGuaranteedNoEvict(PagedConformance):
+    policy: Literal["guaranteed_no_evict"] = "guaranteed_no_evict"
+
+
+class TestMaxUtilization(PagedConformance):
+    policy: Literal["max_utilization"] = "max_utilization"
+
+
+class TestCompiledModel(ExecutorConformance):
+    """The same with a tiny Llama of random weights, in float32."""
+
+    @pytest.fixture(autouse=True)
+    def use_engine_dir(self, tiny_engine_dir: Path) -> None:
+        self.engine_dir = tiny_engine_dir
+
+    def make_executor(
+        self,
+        *,
+        max_batch_size: int = 8,
+        max_queue_size: int = 64,
+        max_seq_len: int = 256,
+        kv_cache_tokens: int = 2048,
+    ) -> Executor:
+        settings = LocalSettings(
+            max_batch_size=max_batch_size,
+            max_num_tokens=100,
+            max_queue_size=max_queue_size,
+            max_seq_len=max_seq_len,
+            kv_cache_tokens=kv_cache_tokens,
+            precision="f32",
+        )
+        return load_local_executor(self.engine_dir, settings, "tiny")
