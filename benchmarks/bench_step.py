@@ -51,7 +51,7 @@ PREFILL = Case(Workload("prefill", 1, 1024, 1), lambda m: m.prefill_rate(1024), 
 BATCH16 = Case(Workload("batch16", 16, 128, 128), lambda m: m.output_rate, note="output tokens/s, 16 x (128+128)")
 CASES = (DECODE_B1, DECODE_B4, DECODE_B16, PREFILL, BATCH16)
 ROUNDS, QUICK_ROUNDS = 7, 3
-QUICK_S = 50.0  # after which no further round starts
+QUICK_S = 45.0  # after which no further round starts
 WARM_UP = 8  # output tokens of the run before the first round
 
 
