@@ -1,11 +1,12 @@
 # One command per intent; CI runs the same ones.
 PYTHON ?= python3
 VENV := .venv
+PEERS := .peers/venv
 BIN := $(VENV)/bin
 CONFIG ?= examples/smollm2-135m-instruct/config.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help serve install dev test test-fast check format proto clean
+.PHONY: help serve install dev test test-fast check format proto bench peers clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +37,12 @@ format: dev ## let ruff rewrite what it can
 proto: dev ## briton/v1 from proto/
 	$(BIN)/python tests/generated.py
 
+bench: install ## our executor and server measured, against the peers where `make peers` has put them
+	$(BIN)/python benchmarks/bench_step.py
+	$(BIN)/python benchmarks/bench_serving.py
+
+peers: $(PEERS)/.installed ## what the benchmarks compare with, in .peers/venv; llama.cpp is compiled, which takes minutes
+
 clean: ## remove .venv
 	rm -rf $(VENV)
 
@@ -55,3 +62,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/.created
 $(VENV)/.dev: pyproject.toml | $(VENV)/.created
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+$(PEERS)/.installed: benchmarks/peers/requirements.txt benchmarks/peers/compiled.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet -r benchmarks/peers/requirements.txt
+	-CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" timeout 900 nice -n 19 \
+		$(PEERS)/bin/python -m pip install --quiet --no-binary llama-cpp-python -r benchmarks/peers/compiled.txt
+	@touch $@
