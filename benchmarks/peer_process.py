@@ -54,7 +54,11 @@ class PeerProcess:
     def close(self) -> None:
         """End the process."""
         self._process.terminate()
-        self._process.wait(timeout=10)
+        try:
+            self._process.communicate(timeout=10)  # closes the pipes, too
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
