@@ -5,3 +5,9 @@ TensorRT-LLM's batch manager.
 
 No torch, no text, no sockets. Only `model_runner` and `models` know OpenVINO.
 """
+
+import sys
+
+# `import openvino` reports itself to Google Analytics, from a process that it forks, unless this package is missing:
+# then it takes its own stub. A server tells nobody that it started, and forks nothing once gRPC has threads.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
