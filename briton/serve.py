@@ -107,7 +107,8 @@ def child_specs(
 def banner(model_name: str, addresses: Addresses) -> str:
     """What is printed once the model is served: the URLs, and a command that can be pasted into a shell."""
     url = f"http://{addresses.gateway}"
-    body = {"model": model_name, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    messages = [{"role": "user", "content": "What is gravity?"}]
+    body = {"model": model_name, "messages": messages, "max_tokens": 100, "temperature": 0}
     return (
         f"\nServing {model_name} at {url}/v1 (API docs: {url}/docs, gRPC: {addresses.engine}). Try:\n\n"
         f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}\n"

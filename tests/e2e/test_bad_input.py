@@ -91,9 +91,9 @@ def test_bad_input_leaves_a_running_request_alone(serving: Serving, client: open
 
 @pytest.fixture
 def small_pool_config(tmp_path: Path) -> Path:
-    """The example with a KV cache for four requests of 128 tokens."""
-    text = EXAMPLE.read_text().replace("kv_cache_tokens: 32768", "kv_cache_tokens: 512")
-    assert "512" in text
+    """The example with a KV cache of 8 blocks: four requests of 2 blocks each."""
+    text = EXAMPLE.read_text().replace("kv_cache_tokens: 32768", "kv_cache_tokens: 256")
+    assert "256" in text
     path = tmp_path / "config.yaml"
     path.write_text(text)
     return path
@@ -105,19 +105,19 @@ def test_64_requests_at_once_on_a_pool_that_fits_4(start: Start, small_pool_conf
     def ask(number: int) -> int:
         with strict_client(serving) as client:
             messages: Any = [{"role": "user", "content": f"Write about the number {number}."}]
-            reply = client.chat.completions.create(**{**LONG, "messages": messages}, max_tokens=80)
+            reply = client.chat.completions.create(**{**LONG, "messages": messages}, max_tokens=20)
         assert reply.usage is not None
         assert reply.choices[0].finish_reason == "length"
         return reply.usage.completion_tokens
 
     with ThreadPoolExecutor(64) as pool:
-        assert list(pool.map(ask, range(64))) == [80] * 64
+        assert list(pool.map(ask, range(64))) == [20] * 64
     wait_until(lambda: is_idle(serving))
     status, body = post(
         serving,
         "/v1/chat/completions",
-        json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "a " * 600}]}),
+        json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "a " * 300}]}),
     )
     assert status == 400, body
-    assert "512" in body["error"]["message"]
+    assert "256" in body["error"]["message"]
     assert serving.stop() == 0

@@ -72,8 +72,8 @@ def test_a_guide_and_a_stop_string(channel: grpc.Channel) -> None:
         ("sampling.temperature", pb.GenerateRequest(text=PROMPT, sampling=pb.SamplingParams(temperature=-1))),
         ("sampling.temperature", pb.GenerateRequest(text=PROMPT, sampling=pb.SamplingParams(temperature=float("nan")))),
         ("sampling.top_p", pb.GenerateRequest(text=PROMPT, sampling=pb.SamplingParams(top_p=2))),
-        ("token_ids", pb.GenerateRequest(token_ids=pb.TokenIds(ids=[1_000_000]))),
-        ("token_ids", pb.GenerateRequest(token_ids=pb.TokenIds(ids=[1] * 1_000_000))),
+        ("prompt", pb.GenerateRequest(token_ids=pb.TokenIds(ids=[1_000_000]))),
+        ("prompt", pb.GenerateRequest(token_ids=pb.TokenIds(ids=[1] * 1_000_000))),
         ("prompt", pb.GenerateRequest()),
     ],
 )
