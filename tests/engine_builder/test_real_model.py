@@ -24,7 +24,7 @@ def test_smollm2(smollm2_gguf: Path, tmp_path: Path, quantization: str, stored: 
     environment = Environment(cache_dir=tmp_path / "cache")
     started = time.monotonic()
     directory = build_engine(config, environment, progress=False)
-    assert time.monotonic() - started < 30  # 3 s on an idle machine
+    assert time.monotonic() - started < 60  # 3 s on an idle machine
     manifest = load_manifest(directory)
     assert manifest.weights_dtype == stored
     assert manifest.stop_token_ids == (2,)

@@ -100,7 +100,7 @@ def write_tiny_gguf(
 def _quantized(values: NDArray[np.float32], dtype: GGMLQuantizationType) -> NDArray[np.uint8]:
     if dtype != GGMLQuantizationType.Q6_K:
         return np.asarray(gguf.quants.quantize(values, dtype))
-    # the gguf package can only read this type: any bytes are weights, as long as the scale at the block's end is a number
+    # the gguf package can only read this type: any bytes are weights, if the scale at the block's end is a number
     blocks = np.random.default_rng(len(values)).integers(0, 256, (*values.shape[:-1], values.shape[-1] // 256, 210))
     blocks[..., -2:] = (0x00, 0x14)  # 2^-10 in float16
     return blocks.astype(np.uint8).reshape(*values.shape[:-1], -1)

@@ -37,14 +37,13 @@ def fetch_from_hub(repo: str, revision: str | None, *, token: str | None, progre
             logger.warning(
                 "the Hugging Face hub cannot be reached (%s): using %s", type(unreachable).__name__, snapshot
             )
-            commit = snapshot.name
         else:
-            commit = info.sha or ""
             needed = needed_files(repo, [sibling.rfilename for sibling in info.siblings or []])
-            logger.info("fetching %s at %s from the Hugging Face hub", repo, commit[:12])
-            snapshot = Path(
-                huggingface_hub.snapshot_download(repo, revision=commit, token=token, allow_patterns=needed)
-            )
+            logger.info("fetching %s at %s from the Hugging Face hub", repo, (info.sha or "")[:12])
+            # by the name it was asked for, which the hub's cache then knows without network
+            folder = huggingface_hub.snapshot_download(repo, revision=revision, token=token, allow_patterns=needed)
+            snapshot = Path(folder)
+    commit = snapshot.name
     ggufs = sorted(snapshot.glob("*.gguf"))
     path = ggufs[0] if ggufs and not (snapshot / CONFIG).is_file() else snapshot
     return FetchedCheckpoint(path, f"HF {repo} {commit}", {"source": "HF", "repo": repo, "revision": commit})
@@ -71,7 +70,11 @@ def needed_files(repo: str, files: list[str]) -> list[str]:
 
 def _cached_snapshot(repo: str, revision: str | None) -> Path | None:
     try:
-        return Path(huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True))
+        # newer releases of huggingface_hub check that these are complete; for older ones, opening the checkpoint does
+        patterns = [CONFIG, INDEX, "model*.safetensors"]
+        return Path(
+            huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=patterns)
+        )
     except errors.LocalEntryNotFoundError:
         return None
 
@@ -94,8 +97,11 @@ def _one_line_errors(repo: str, revision: str | None) -> Iterator[None]:
             f"{repo} does not exist on the Hugging Face hub, or needs a token that may read it (HF_TOKEN)"
         ) from error
     except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise BuildError(f"cannot fetch {repo} from the Hugging Face hub: {reason}") from error
+        root: BaseException = error
+        while root.__cause__ is not None:  # a file that "cannot be located" began as a connection that was refused
+            root = root.__cause__
+        reason = next((line for line in str(root).splitlines() if line.strip()), "no reason given")
+        raise BuildError(f"cannot fetch {repo} from the Hugging Face hub: {type(root).__name__}: {reason}") from error
 
 
 @contextmanager
