@@ -17,7 +17,6 @@ from briton.errors import BuildError, InvalidRequest, Unsupported
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 _PROCESSOR_FILE = "chat_template.json"  # where processors of before transformers 4.50 keep theirs
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _PROBE = "Where does the tide go"
 
 
@@ -36,16 +35,9 @@ class ChatTemplate:
     @classmethod
     def load(cls, directory: Path) -> Self:
         """Read chat_template.jinja, or else the template inside tokenizer_config.json. Raises BuildError."""
-        config = _read_json(Path(directory) / TOKENIZER_CONFIG_FILE)
-        declared = config.get("chat_template")
-        templates: dict[str, str] = {}
-        if isinstance(declared, str):
-            templates["default"] = declared
-        elif isinstance(declared, list):
-            templates.update({entry["name"]: entry["template"] for entry in declared})
-        processor = _read_json(Path(directory) / _PROCESSOR_FILE).get("chat_template")
-        if isinstance(processor, str):
-            templates["default"] = processor
+        config = _read_object(Path(directory) / TOKENIZER_CONFIG_FILE)
+        processor = _read_object(Path(directory) / _PROCESSOR_FILE)
+        templates = _declared_templates(config) | _declared_templates(processor)
         file = Path(directory) / TEMPLATE_FILE
         if file.is_file():
             templates["default"] = file.read_text(encoding="utf-8")
@@ -69,7 +61,7 @@ class ChatTemplate:
             raise Unsupported("this model has no chat template: use /v1/completions", "messages")
         name = "tool_use" if tools and "tool_use" in self.templates else "default"
         name = name if name in self.templates else next(iter(self.templates))
-        prepared = [dict(m) if self.takes_parts[name] else _with_text(m, i) for i, m in enumerate(messages)]
+        prepared = [_checked(message, i, self.takes_parts[name]) for i, message in enumerate(messages)]
         try:
             return self._render(name, prepared, tools, add_generation_prompt, kwargs)
         except Exception as error:  # a template is a program: whatever it raises is about this conversation
@@ -105,8 +97,11 @@ class ChatTemplate:
         return _PROBE in text and "'type'" not in text and '"type"' not in text
 
 
-def _with_text(message: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """The message with its content parts joined to one string. Raises InvalidRequest for a part that is not text."""
+def _checked(message: Mapping[str, Any], index: int, takes_parts: bool) -> dict[str, Any]:
+    """The message, its content parts joined where the template does not take them.
+
+    Raises InvalidRequest for a part that is not text: a template may have words for an image, but no executor sees it.
+    """
     content = message.get("content")
     if not isinstance(content, (list, tuple)):
         return dict(message)
@@ -120,23 +115,42 @@ def _with_text(message: Mapping[str, Any], index: int) -> dict[str, Any]:
                 f"messages[{index}].content[{i}]",
             )
         texts.append(text)
-    return {**message, "content": "\n".join(texts)}
+    parts = [{"type": "text", "text": text} for text in texts]
+    return {**message, "content": parts if takes_parts else "\n".join(texts)}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON file's object; {} where there is no file."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise BuildError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise BuildError(f"{path} is not a JSON object")
     return content
 
 
+def _declared_templates(config: Mapping[str, Any]) -> dict[str, str]:
+    """`chat_template` of a config by name: one template, or a list of named ones."""
+    declared = config.get("chat_template")
+    if isinstance(declared, str):
+        return {"default": declared}
+    entries = declared if isinstance(declared, list) else []
+    return {
+        entry["name"]: entry["template"]
+        for entry in entries
+        if isinstance(entry, dict) and {"name", "template"} <= entry.keys()
+    }
+
+
 def _variables(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The spellings of special tokens: every `bos_token`, `eos_token`, ... of tokenizer_config.json."""
     variables: dict[str, Any] = {}
-    for key in _SPECIAL_TOKENS:
-        value = config.get(key)
+    for key, value in config.items():
+        if not key.endswith("_token"):
+            continue
         if isinstance(value, Mapping):  # an AddedToken, serialized
             value = value.get("content")
         if isinstance(value, str):

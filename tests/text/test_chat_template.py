@@ -59,15 +59,17 @@ def test_content_parts_become_a_string_where_the_template_wants_one() -> None:
     chat = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
     assert template(CHATML).render(chat, add_generation_prompt=False) == "<|im_start|>user\na\nb<|im_end|>\n"
     assert template(PARTS).render(chat) == "[a][b]"
+    assert template(PARTS).render([{"role": "user", "content": ["a", "b"]}]) == "[a][b]"
     printed = template("{% for message in messages %}{{ message.content }}{% endfor %}")
     assert printed.render(chat) == "a\nb"  # not Python's spelling of a list
 
 
 def test_a_part_that_is_not_text_is_refused() -> None:
     chat: list[dict[str, object]] = [{**USER}, {"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]
-    with pytest.raises(InvalidRequest, match="'image_url': this model takes text only") as caught:
-        template(CHATML).render(chat)
-    assert caught.value.field == "messages[1].content[0]"
+    for text in (CHATML, PARTS):
+        with pytest.raises(InvalidRequest, match="'image_url': this model takes text only") as caught:
+            template(text).render(chat)
+        assert caught.value.field == "messages[1].content[0]"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,9 @@ def test_a_broken_template_fails_at_load(tmp_path: Path) -> None:
         ChatTemplate.load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(BuildError, match=r"tokenizer_config\.json is not JSON"):
+        ChatTemplate.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(BuildError, match=r"tokenizer_config\.json is not a JSON object"):
         ChatTemplate.load(tmp_path)
 
 
