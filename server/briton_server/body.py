@@ -13,6 +13,8 @@ from starlette.requests import Request
 from briton.errors import InvalidRequest
 from briton_server.protocol.fields import RequestModel
 
+_MESSAGES = {"missing": "field required", "model_type": "must be an object"}
+
 ModelT = TypeVar("ModelT", bound=RequestModel)
 
 
@@ -64,7 +66,8 @@ def _invalid(error: ValidationError) -> InvalidRequest:
     """The first error of a validation, as one sentence that starts with the field."""
     first = error.errors(include_url=False)[0]
     param = path_of(first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
+    # "Input should be ..." is how all of pydantic's messages about values begin.
+    message = _MESSAGES.get(first["type"]) or first["msg"].replace("Input should be", "must be", 1)
     text = f"{param or 'the body'}: {message[:1].lower()}{message[1:]}"
     given = first["input"]
     if first["type"] != "missing" and isinstance(given, str | int | float | bool) and len(repr(given)) <= 60:

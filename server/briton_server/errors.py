@@ -53,8 +53,6 @@ def error_response(error: BaseException) -> Response:
         headers["retry-after-ms"] = str(math.ceil(error.retry_after_s * 1000))
     elif isinstance(error, DeadlineExceeded):
         headers["x-should-retry"] = "false"  # the client would wait as long again
-    if status == 413:
-        headers["connection"] = "close"  # the rest of the body is not read
     return JSONResponse(error_body(error), status, headers)
 
 

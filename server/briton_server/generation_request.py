@@ -8,7 +8,7 @@ from uuid import uuid4
 from briton.v1 import engine_pb2
 from briton_server.gateway import Gateway
 from briton_server.generation import Generation
-from briton_server.guides import guide_of
+from briton_server.guides import SCHEMA_FIELD, guide_of
 from briton_server.prompts import check_length
 from briton_server.protocol.generation import GenerationFields
 from briton_server.sampling import sampling_params
@@ -43,7 +43,7 @@ def new_generation(
         )
         for token_ids in prompts
     ]
-    guides = ("guide.json_schema", "guide.regex", "guide.choice.choices", "guide")
+    guides = (SCHEMA_FIELD, "guide.json_schema", "guide.regex", "guide.choice.choices", "guide")
     return Generation(
         gateway,
         requests,

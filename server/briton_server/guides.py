@@ -64,7 +64,10 @@ def _of_guided_json(schema: dict[str, Any] | str | None, max_bytes: int) -> tupl
 def _of_schema(schema: dict[str, Any], path: str, max_bytes: int) -> engine_pb2.Guide:
     # Keys stay in the caller's order: it is the order of the output's.
     text = json.dumps(schema, separators=(",", ":"), ensure_ascii=False)
-    size = len(text.encode("utf-8", "surrogatepass"))
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{path}: the schema holds half a surrogate pair", path) from None
     if size > max_bytes:
         raise InvalidRequest(f"{path}: the schema has {size} bytes; the limit is {max_bytes}", path)
     return engine_pb2.Guide(json_schema=text)

@@ -52,45 +52,57 @@ class SequenceText:
         """Take the sequence's tokens of one step. After the finish nothing more comes out."""
         if self.finish_reason is not None:
             return _NOTHING
-        token_ids: Sequence[int] = output.token_ids
-        self.num_tokens += len(token_ids)
         finished = _FINISH_REASONS.get(output.finish_reason)
+        token_ids: Sequence[int] = output.token_ids
+        num_tokens = len(token_ids)
         if finished and output.HasField("stop_token_id"):
-            token_ids = token_ids[:-1]
-        if self._pending is None:
+            token_ids = token_ids[:-1]  # it counts, and has no text
+        if self._stop is None and self._pending is None:
             text = self._detokenizer.push(token_ids)
-        else:
-            text = self._push_with_logprobs(self._pending, token_ids, output.logprobs)
-        if finished:
-            text += self._detokenizer.flush()
+            if finished:
+                text += self._detokenizer.flush()
+            self.num_tokens += num_tokens
+            self.finish_reason = finished
+            return Delta(text, (), finished)
+        return self._push_one_by_one(token_ids, num_tokens, output.logprobs, finished)
+
+    def _push_one_by_one(
+        self,
+        token_ids: Sequence[int],
+        num_tokens: int,
+        logprobs: Sequence[engine_pb2.TokenLogprob],
+        finished: str | None,
+    ) -> Delta:
+        """Token by token, to know where each one's text begins, and which one completes a stop string."""
+        parts: list[str] = []
+        for i, token_id in enumerate(token_ids):
+            text = self._detokenizer.push((token_id,))
+            if self._pending is not None:
+                self._pending.append(PlacedLogprob(self._decoded, logprobs[i]))
+            if self._take(text, parts):
+                return self._delta(parts, i + 1, "stop")
+        if finished and self._take(self._detokenizer.flush(), parts):
+            return self._delta(parts, num_tokens, "stop")
+        if finished and self._stop is not None:
+            parts.append(self._stop.flush())
+        return self._delta(parts, num_tokens, finished, everything=finished is not None)
+
+    def _take(self, text: str, parts: list[str]) -> bool:
+        """Add what of the text is safe to send; true when it completed a stop string."""
+        self._decoded += len(text)
+        matched: str | None = None
         if self._stop is not None:
             text, matched = self._stop.feed(text)
-            if matched is not None:
-                self.finish_reason = "stop"
-                return Delta(text, self._release(len(text)), "stop")
-            if finished:
-                text += self._stop.flush()
+        parts.append(text)
+        return matched is not None
+
+    def _delta(self, parts: list[str], num_tokens: int, finished: str | None, everything: bool = False) -> Delta:
+        text = "".join(parts)
+        self.num_tokens += num_tokens
         self.finish_reason = finished
-        if self._pending is None:
-            return Delta(text, (), finished)
-        return Delta(text, self._release(len(text), everything=finished is not None), finished)
+        return Delta(text, self._release(len(text), everything), finished)
 
-    def _push_with_logprobs(
-        self,
-        pending: deque[PlacedLogprob],
-        token_ids: Sequence[int],
-        logprobs: Sequence[engine_pb2.TokenLogprob],
-    ) -> str:
-        """Detokenize one by one, to know where each token's text begins. The stop token has no text, and no entry."""
-        texts: list[str] = []
-        for token_id, logprob in zip(token_ids, logprobs, strict=False):
-            pending.append(PlacedLogprob(self._decoded, logprob))
-            text = self._detokenizer.push((token_id,))
-            self._decoded += len(text)
-            texts.append(text)
-        return "".join(texts)
-
-    def _release(self, num_characters: int, everything: bool = False) -> list[PlacedLogprob]:
+    def _release(self, num_characters: int, everything: bool) -> list[PlacedLogprob]:
         """The entries of tokens whose first character is now out; of a character spread over tokens, all of them."""
         self._released += num_characters
         pending = self._pending

@@ -11,7 +11,9 @@ from typing import Any, Protocol
 import pytest
 from openai import AsyncOpenAI
 
+from briton.guidance.compiler import GuideCompiler
 from briton.text.tokenizer import Tokenizer
+from briton.types import ModelInfo
 from tests.fake_engine import run_fake_engine, write_tokenizer
 from tests.fake_executor import FAKE_INFO, FakeExecutor, Script
 from tests.server.running import RunningGateway, run_gateway, settings_of
@@ -29,23 +31,40 @@ def tokenizer(tokenizer_dir: Path) -> Tokenizer:
 
 
 class Serve(Protocol):
-    """Runs the whole path on an executor; `changes` are to the gateway's settings."""
+    """Runs the whole path on an executor, with guided decoding or without; `changes` are to the gateway's settings."""
 
-    def __call__(self, executor: FakeExecutor, **changes: Any) -> AbstractAsyncContextManager[RunningGateway]: ...
+    def __call__(
+        self, executor: FakeExecutor, *, guided: bool = False, **changes: Any
+    ) -> AbstractAsyncContextManager[RunningGateway]: ...
 
 
 @pytest.fixture
 def serve(tokenizer_dir: Path, tokenizer: Tokenizer) -> Serve:
     @asynccontextmanager
-    async def served(executor: FakeExecutor, **changes: Any) -> AsyncIterator[RunningGateway]:
+    async def served(executor: FakeExecutor, *, guided: bool = False, **changes: Any) -> AsyncIterator[RunningGateway]:
         executor.info = replace(executor.info, tokenizer_hash=tokenizer.hash)
-        async with (
-            run_fake_engine(executor) as engine,
-            run_gateway(settings_of(tokenizer_dir, engine.address, **changes)) as running,
-        ):
-            yield running
+        compiler = _compiler(tokenizer, executor.info) if guided else None
+        try:
+            async with (
+                run_fake_engine(executor, compiler=compiler) as engine,
+                run_gateway(settings_of(tokenizer_dir, engine.address, **changes)) as running,
+            ):
+                yield running
+        finally:
+            if compiler is not None:
+                compiler.close()
 
     return served
+
+
+def _compiler(tokenizer: Tokenizer, info: ModelInfo) -> GuideCompiler:
+    return GuideCompiler(
+        tokenizer.vocabulary_bytes(info.vocab_size),
+        vocab_size=info.vocab_size,
+        stop_token_ids=info.stop_token_ids,
+        encode=tokenizer.encode,
+        tokenizer_hash=tokenizer.hash,
+    )
 
 
 def says(*texts: str) -> Script:

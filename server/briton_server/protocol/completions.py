@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
 from briton.validation import MAX_LOGPROBS
-from briton_server.protocol.fields import MAX_UINT32
+from briton_server.protocol.fields import MAX_UINT32, without_nul
 from briton_server.protocol.generation import GenerationFields
 from briton_server.protocol.usage import Usage
 
@@ -18,29 +18,26 @@ MAX_PROMPTS = 128
 Prompt = str | list[int]
 
 
-def _is_token_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(type(token) is int and 0 <= token <= MAX_UINT32 for token in value)
-
-
 def _prompts(value: Any) -> Sequence[Prompt]:
     """A list of prompts from one or several. By hand: a union would report an error for each of a million token ids."""
-    prompts: list[Any] = value if isinstance(value, list) and value and not _is_token_ids(value) else [value]
-    if len(prompts) > MAX_PROMPTS and isinstance(prompts[0], str | list):
-        raise PydanticCustomError(
-            "too_many", "has {count} prompts; the limit is {limit}", {"count": len(prompts), "limit": MAX_PROMPTS}
-        )
+    is_several = isinstance(value, list) and len(value) > 0 and type(value[0]) is not int
+    prompts: list[Any] = value if is_several else [value]
+    if len(prompts) > MAX_PROMPTS:
+        counts = {"count": len(prompts), "limit": MAX_PROMPTS}
+        raise PydanticCustomError("too_many", "has {count} prompts; the limit is {limit}", counts)
     kind = type(prompts[0])
-    if kind not in (str, list) or not all(type(prompt) is kind and prompt != [] for prompt in prompts):
+    if kind not in (str, list) or any(type(prompt) is not kind for prompt in prompts):
         raise PydanticCustomError(
             "prompt_type", "must be a string, a list of strings, a list of token ids, or a list of lists of token ids"
         )
     for prompt in prompts:
-        if kind is list and not _is_token_ids(prompt):
-            raise PydanticCustomError(
-                "token_ids", "token ids must be integers from 0 to {limit}", {"limit": MAX_UINT32}
-            )
-        if kind is str and "\0" in prompt:
-            raise PydanticCustomError("nul_byte", "must not contain NUL characters (U+0000)")
+        if len(prompt) == 0:
+            raise PydanticCustomError("empty_prompt", "must have at least 1 token")
+        if kind is str:
+            without_nul(prompt)
+        elif not all(type(token_id) is int and 0 <= token_id <= MAX_UINT32 for token_id in prompt):
+            limits = {"limit": MAX_UINT32}
+            raise PydanticCustomError("token_ids", "must hold token ids, integers from 0 to {limit}", limits)
     return prompts
 
 
