@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from briton.config import Config
+from briton.config.local_target import step_tokens
 from briton.config.serving import check_servable
 from briton.types import ExecutorStats, GenerationRequest, ModelInfo, TokenChunk
 
@@ -62,7 +63,7 @@ def create_executor(config: Config, engine_dir: Path) -> Executor:
     local = config.briton.local
     settings = LocalSettings(
         max_batch_size=config.max_batch_size,
-        max_num_tokens=config.max_num_tokens,
+        max_num_tokens=step_tokens(config),
         max_queue_size=config.briton.max_queue_size,
         max_seq_len=config.max_seq_len,
         policy=config.scheduler_policy.value,

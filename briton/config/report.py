@@ -7,7 +7,7 @@ from pathlib import Path
 
 from briton.config.config import Config
 from briton.config.enums import CheckpointSource
-from briton.config.local_target import map_quantization
+from briton.config.local_target import map_quantization, step_tokens
 from briton.config.serving import check_servable, choose_executor
 from briton.config.trt_llm import TRTLLMConfigurationV2
 from briton.errors import Unsupported
@@ -64,7 +64,7 @@ def _engine(config: Config) -> Iterator[tuple[str, str]]:
     chunked = "chunked context" if config.enable_chunked_context else "no chunked context"
     yield (
         "batch",
-        f"up to {config.max_batch_size} sequences and {config.max_num_tokens} tokens a step, "
+        f"up to {config.max_batch_size} sequences and {_step_tokens(config)} a step, "
         f"{config.scheduler_policy}, {chunked}",
     )
     if (speculator := config.speculator) is not None:
@@ -77,6 +77,11 @@ def _engine(config: Config) -> Iterator[tuple[str, str]]:
     if unused := [name for name in _UNUSED_BUILD_FIELDS if name in config.trt_llm.build.model_fields_set]:
         yield "not used", f"{', '.join(unused)}: for TensorRT-LLM builds"
     yield "ports", f"HTTP {briton.host}:{briton.http_port}, gRPC {briton.host}:{briton.grpc_port}"
+
+
+def _step_tokens(config: Config) -> str:
+    tokens = step_tokens(config)
+    return f"{tokens} tokens" if tokens == config.max_num_tokens else f"{tokens} (of {config.max_num_tokens}) tokens"
 
 
 def _weights(config: Config) -> str:

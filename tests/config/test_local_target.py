@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from briton.config.enums import TrussTRTLLMQuantizationType
-from briton.config.local_target import local_target
+from briton.config.local_target import STEP_TOKENS, local_target, step_tokens
 from briton.errors import Unsupported
 
 from .conftest import V2, LoadChanged
@@ -85,3 +85,18 @@ def test_v2_ranks_and_missing_checkpoint(load_changed: LoadChanged) -> None:
     with pytest.raises(Unsupported) as checkpoint:
         local_target(load_changed(skipped, V2))
     assert checkpoint.value.field == "trt_llm.build.checkpoint_repository"
+
+
+@pytest.mark.parametrize(
+    ("limit", "batch", "chunked", "expected"),
+    [(8192, 16, True, STEP_TOKENS), (256, 16, True, 256), (8192, 2048, True, 2048), (8192, 16, False, 8192)],
+)
+def test_a_step_is_no_longer_than_pays(
+    load_changed: LoadChanged, limit: int, batch: int, chunked: bool, expected: int
+) -> None:
+    changes = {
+        "trt_llm.build.max_num_tokens": limit,
+        "trt_llm.build.max_batch_size": batch,
+        "trt_llm.runtime.enable_chunked_context": chunked,
+    }
+    assert step_tokens(load_changed(changes)) == expected

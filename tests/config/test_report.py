@@ -25,7 +25,7 @@ def test_a_plain_config(load_changed: LoadChanged) -> None:
         "weights": "no_quant: bf16; the 4 and 8 bit blocks of a GGUF are kept as they are",
         "kv cache": "bf16, sized at start from the memory there is",
         "context": "the checkpoint's own for prompt and output",
-        "batch": "up to 256 sequences and 8192 tokens a step, guaranteed_no_evict, chunked context",
+        "batch": "up to 256 sequences and 512 (of 8192) tokens a step, guaranteed_no_evict, chunked context",
         "ports": "HTTP 127.0.0.1:8000, gRPC 127.0.0.1:50051",
     }
 
