@@ -35,7 +35,8 @@ def local_target(config: Config) -> LocalTarget:
 
 
 def step_tokens(config: Config) -> int:
-    """Tokens that the local executor computes in one step: max_num_tokens, but with chunked context no more than pays."""
+    """Tokens that the local executor computes in one step: max_num_tokens, but with chunked context no more than
+    pays."""
     if not config.enable_chunked_context:
         return config.max_num_tokens
     return min(config.max_num_tokens, max(STEP_TOKENS, config.max_batch_size))
