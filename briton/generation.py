@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from briton.engine import Engine
 from briton.errors import InvalidRequest, ModelNotFound, Unsupported
+from briton.guidance.pattern import CHOICE_FIELD, REGEX_FIELD
+from briton.guidance.schema import SCHEMA_FIELD
 from briton.request_stream import RequestStream
 from briton.responses import ResponseBuilder
 from briton.text.tokenizer import Tokenizer
@@ -20,6 +22,7 @@ LONG_TEXT = 2048  # characters; a longer prompt is tokenized in a thread, the ev
 MAX_REQUEST_ID_LENGTH = 256
 MAX_CACHE_SALT_LENGTH = 256
 _SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
+_GUIDE_FIELDS = {SCHEMA_FIELD: "guide.json_schema", REGEX_FIELD: "guide.regex", CHOICE_FIELD: "guide.choice.choices"}
 
 
 class Generation:
@@ -29,13 +32,17 @@ class Generation:
         self._engine = engine
         self._tokenizer = tokenizer
         table = tokenizer.table if tokenizer is not None else None
-        # No token has more bytes, so a text of more than max_seq_len times as many is too long whatever it says.
-        self._max_token_bytes = max(map(len, table.bytes_of)) if table is not None else None
+        # A text too long for the longest tokens is refused before it is tokenized: 16 MiB of it would take seconds and 400 MB.
+        longest = max(map(len, table.bytes_of)) if table is not None else None
+        self._max_text_length = longest * engine.info.max_seq_len if longest is not None else None
 
     async def start(
         self, request: pb.GenerateRequest, timeout_s: float | None
     ) -> tuple[RequestStream, ResponseBuilder]:
-        """Check and submit a request: its chunks, and what makes responses of them. Raises BritonError before anything runs."""
+        """Check and submit a request: its chunks, and what makes responses of them.
+
+        Raises a BritonError before anything runs, with the field as the proto spells it.
+        """
         info = self._engine.info
         if request.model and request.model != info.model_name:
             raise ModelNotFound(f"the model {request.model!r} is not served here; {info.model_name!r} is")
@@ -56,8 +63,8 @@ class Generation:
                 stream=stream or bool(request.stop),  # whoever looks for stop strings must see tokens as they come
                 timeout_s=timeout_s,
             )
-        except InvalidRequest as error:
-            raise InvalidRequest(error.message, _wire_field(error.field), error.code) from None
+        except (InvalidRequest, Unsupported) as error:
+            raise replace(error, field=_wire_field(error.field)) from None
         return chunks, ResponseBuilder(len(prompt), sampling.n, texts=texts, stream=stream)
 
     async def _prompt(self, request: pb.GenerateRequest) -> tuple[int, ...]:
@@ -70,8 +77,13 @@ class Generation:
             check_prompt_length(len(request.token_ids.ids), info)  # before a million of them become objects
             return tuple(request.token_ids.ids)
         tokenizer, text = self._need_tokenizer("text"), request.text
-        if self._max_token_bytes:
-            check_prompt_length(max(1, len(text) // self._max_token_bytes), info)  # at least so many tokens
+        if self._max_text_length is not None and len(text) > self._max_text_length:
+            raise InvalidRequest(
+                f"prompt has {len(text)} characters; the maximum sequence length of {info.max_seq_len} tokens holds at "
+                f"most {self._max_text_length}",
+                "prompt",
+                "context_length_exceeded",
+            )
         if len(text) <= LONG_TEXT:
             token_ids = tokenizer.encode(text)
         else:
@@ -93,10 +105,10 @@ class Generation:
 
 
 def _wire_field(field: str | None) -> str | None:
-    """A field of SamplingParams as a gRPC caller spells it."""
+    """A field as a gRPC caller spells it."""
     if field is not None and field.partition("[")[0] in _SAMPLING_FIELDS:
         return f"sampling.{field}"
-    return field
+    return _GUIDE_FIELDS.get(field, field) if field is not None else None
 
 
 def _at_most(field: str, length: int, limit: int) -> None:
