@@ -154,10 +154,10 @@ def heartbeat_gap(work: Callable[[], object]) -> float:
 
 
 def test_a_long_prompt_is_quick_and_does_not_stop_others() -> None:
-    text = "the cat 日本 and the 🎉\n" * 40_000  # 880,000 characters
+    text = "the cat 日本 and the 🎉\n" * 20_000  # 440,000 characters
     started = time.perf_counter()
     BYTE_LEVEL.encode(text)
     took = time.perf_counter() - started
     assert took < 10.0  # seen: 0.3
     # Under the lock the gap would be the whole of it each time; a busy machine makes one now and then.
-    assert min(heartbeat_gap(lambda: BYTE_LEVEL.encode(text)) for _ in range(5)) < 0.5 * took
+    assert any(heartbeat_gap(lambda: BYTE_LEVEL.encode(text)) < 0.5 * took for _ in range(5))

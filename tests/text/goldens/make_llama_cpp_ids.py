@@ -2,6 +2,8 @@
 
 llama-server -m MODEL.gguf --port 8081
 python tests/text/goldens/make_llama_cpp_ids.py http://127.0.0.1:8081 smollm2.json
+
+smollm2.json: SmolLM2-135M-Instruct Q4_1, llama.cpp b11549 (the xllamacpp 2026.10 wheel), 2026-11-23.
 """
 
 from __future__ import annotations
