@@ -92,10 +92,17 @@ class _WindowText:
             finished -= 1
         new = text[self._num_sent : finished]
         self._num_sent = max(self._num_sent, finished)
-        if self._num_sent == len(text) and len(self._window) > 2 * _CONTEXT_TOKENS:
-            self._window = self._window[-_CONTEXT_TOKENS:]
-            self._num_sent = len(self._tokenizer.decode(self._window))
+        if len(self._window) > 4 * _CONTEXT_TOKENS:
+            self._shorten(unsent=text[self._num_sent :])
         return new
+
+    def _shorten(self, unsent: str) -> None:
+        """Forget the window's first tokens, if the rest still ends in what is not sent yet."""
+        shorter = self._window[-2 * _CONTEXT_TOKENS :]
+        text = self._tokenizer.decode(shorter)
+        if text.endswith(unsent):
+            self._window = shorter
+            self._num_sent = len(text) - len(unsent)
 
     def flush(self) -> str:
         text = self._tokenizer.decode(self._window)

@@ -84,9 +84,11 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token, alone; of a control token, its name; of an id that no token has, none."""
+        if token_id < 0:
+            return b""
         if self.table is None:
-            return (self.backend.id_to_token(token_id) or "").encode()
-        if not 0 <= token_id < len(self.table.bytes_of):
+            return self.backend.decode([token_id], skip_special_tokens=False).encode()
+        if token_id >= len(self.table.bytes_of):
             return b""
         return self.table.bytes_of[token_id] or self.table.names.get(token_id, b"")
 
