@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -102,16 +103,15 @@ def small_pool_config(tmp_path: Path) -> Path:
 def test_64_requests_at_once_on_a_pool_that_fits_4(start: Start, small_pool_config: Path) -> None:
     serving = start(small_pool_config)
 
-    def ask(number: int) -> int:
-        with strict_client(serving) as client:
-            messages: Any = [{"role": "user", "content": f"Write about the number {number}."}]
-            reply = client.chat.completions.create(**{**LONG, "messages": messages}, max_tokens=20)
+    def ask(client: openai.OpenAI, number: int) -> int:
+        messages: Any = [{"role": "user", "content": f"Write about the number {number}."}]
+        reply = client.chat.completions.create(**{**LONG, "messages": messages}, max_tokens=20)
         assert reply.usage is not None
         assert reply.choices[0].finish_reason == "length"
         return reply.usage.completion_tokens
 
-    with ThreadPoolExecutor(64) as pool:
-        assert list(pool.map(ask, range(64))) == [20] * 64
+    with strict_client(serving) as client, ThreadPoolExecutor(64) as pool:
+        assert list(pool.map(functools.partial(ask, client), range(64))) == [20] * 64
     wait_until(lambda: is_idle(serving))
     status, body = post(
         serving,
