@@ -60,7 +60,7 @@ def with_request_field(error: Exception, fields: Mapping[str, str]) -> Exception
     if name is not None:
         field = fields[name] + field[len(name) :]
     message = error.message
-    if message.startswith(error.field):
+    if message.startswith(error.field) and message[len(error.field) :][:1] in (" ", ":", "[", "."):
         message = field + message[len(error.field) :]
     return replace(error, message=message, field=field)
 

@@ -1,0 +1,229 @@
+"""The engine in distress: what an HTTP client is told, and when it is told to come back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from briton.errors import (
+    BritonError,
+    DeadlineExceeded,
+    EngineDead,
+    InvalidRequest,
+    QueueFull,
+    Unavailable,
+    Unsupported,
+)
+from briton.text.tokenizer import Tokenizer
+from briton.v1 import engine_pb2 as pb
+from briton_server.engine_errors import with_request_field
+from tests.server.running import MODEL, RunningGateway, free_port, run_gateway, settings_of
+from tests.server.scripted_engine import (
+    NOT_SERVING,
+    SERVING,
+    ScriptedEngine,
+    fails,
+    run_scripted_engine,
+    says,
+    waits,
+)
+
+BODY = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+
+
+@asynccontextmanager
+async def serve(engine: ScriptedEngine, tokenizer_dir: Path, **changes: Any) -> AsyncIterator[RunningGateway]:
+    async with (
+        run_scripted_engine(engine) as address,
+        run_gateway(settings_of(tokenizer_dir, address, **changes)) as running,
+    ):
+        yield running
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("error", "status", "param", "kind"),
+    [
+        (InvalidRequest("sampling.top_k must be less", "sampling.top_k"), 400, "top_k", "invalid_request_error"),
+        (InvalidRequest("prompt is odd", "prompt", "odd"), 400, "messages", "invalid_request_error"),
+        (Unsupported("not this one", "guide"), 400, "response_format", "invalid_request_error"),
+        (QueueFull("the queue is full", retry_after_s=3), 429, None, "rate_limit_error"),
+        (Unavailable("draining", retry_after_s=0.2), 503, None, "service_unavailable_error"),
+        (EngineDead("it died", retry_after_s=4), 503, None, "service_unavailable_error"),
+        (DeadlineExceeded("too long"), 504, None, "timeout_error"),
+        (RuntimeError("a bug"), 500, None, "server_error"),
+    ],
+)
+async def test_an_error_before_the_first_token_has_its_status(
+    tokenizer_dir: Path, stream: bool, error: Exception, status: int, param: str | None, kind: str
+) -> None:
+    async with serve(ScriptedEngine(fails(error)), tokenizer_dir) as running:
+        response = await running.post("/v1/chat/completions", {**BODY, "stream": stream})
+    assert response.status_code == status
+    told = response.json()["error"]
+    assert (told["param"], told["type"]) == (param, kind)
+    if status == 400:
+        assert told["message"] == str(error).replace("sampling.", "").replace("prompt", "messages")
+        assert told["code"] == getattr(error, "code", None)
+    if status == 500:
+        assert "a bug" not in response.text
+    retry = {429: ("3", "3000"), 503: (("1", "200") if "drain" in str(error) else ("4", "4000"))}.get(status)
+    assert (response.headers.get("retry-after"), response.headers.get("retry-after-ms")) == (retry or (None, None))
+
+
+async def test_the_official_client_sees_an_error_in_the_middle_of_a_stream(tokenizer_dir: Path) -> None:
+    """A flat error object, or none, would look like success."""
+    engine = ScriptedEngine(says("half", then=EngineDead("it died")))
+    async with serve(engine, tokenizer_dir) as running:
+        async with running.openai() as client:
+            stream = await client.chat.completions.create(**BODY, stream=True)  # type: ignore[call-overload]
+            texts: list[str] = []
+
+            async def read() -> None:
+                async for chunk in stream:
+                    texts.append(chunk.choices[0].delta.content)  # noqa: PERF401
+
+            with pytest.raises(openai.APIError, match="it died"):
+                await read()
+        response = await running.post("/v1/chat/completions", {**BODY, "stream": True})
+    assert "".join(texts) == "half"
+    assert response.status_code == 200
+    assert "[DONE]" not in response.text
+    last = json.loads(response.text.rstrip().rpartition("data: ")[2])
+    assert last["error"]["type"] == "service_unavailable_error"
+    assert set(last["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_a_call_that_ends_too_early_is_an_error(tokenizer_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def truncated(request: Any, context: Any) -> None:
+        await context.write(pb.GenerateResponse(outputs=[pb.SequenceOutput(token_ids=[65])]))
+
+    async with serve(ScriptedEngine(truncated), tokenizer_dir) as running:
+        whole = await running.post("/v1/chat/completions", BODY)
+        streamed = await running.post("/v1/chat/completions", {**BODY, "stream": True})
+    assert whole.status_code == 500
+    assert "server_error" in streamed.text
+    assert "[DONE]" not in streamed.text
+    assert sum("before the answer was complete" in str(record.exc_info) for record in caplog.records) == 2
+
+
+async def test_the_servers_deadline_ends_a_request(tokenizer_dir: Path) -> None:
+    engine = ScriptedEngine(waits)
+    async with serve(engine, tokenizer_dir, request_timeout_s=0.2) as running:
+        started = time.monotonic()
+        response = await running.post("/v1/chat/completions", BODY)
+        assert time.monotonic() - started < 2
+        assert response.status_code == 504
+        assert response.headers["x-should-retry"] == "false", "a retry would wait as long again"
+        assert response.json()["error"]["type"] == "timeout_error"
+        streamed = await running.post("/v1/chat/completions", {**BODY, "stream": True})
+        assert streamed.status_code == 504
+
+
+async def test_silence_is_filled_with_comments(tokenizer_dir: Path) -> None:
+    """A long prefill: comments keep proxies awake, the client does not see them, errors now come as events."""
+    async with serve(ScriptedEngine(waits), tokenizer_dir, request_timeout_s=0.5, keepalive_s=0.1) as running:
+        response = await running.post("/v1/chat/completions", {**BODY, "stream": True})
+        assert response.status_code == 200
+        assert response.text.startswith(": keep-alive\n\n: keep-alive\n\n")
+        assert "timeout_error" in response.text
+        async with running.openai() as client:
+            stream = await client.chat.completions.create(**BODY, stream=True)  # type: ignore[call-overload]
+            with pytest.raises(openai.APIError, match="deadline"):
+                await stream.__anext__()
+
+
+async def test_requests_are_refused_until_the_engine_serves(tokenizer_dir: Path) -> None:
+    engine = ScriptedEngine(says("now"))
+    engine.health = NOT_SERVING
+    async with (
+        run_scripted_engine(engine) as address,
+        run_gateway(settings_of(tokenizer_dir, address), wait_ready=False) as running,
+    ):
+        assert (await running.http.get("/live")).status_code == 200
+        for path in ("/ready", "/health"):
+            response = await running.http.get(path)
+            assert response.status_code == 503
+            assert response.json()["reason"]
+        refused = await running.post("/v1/chat/completions", BODY)
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        engine.health = SERVING
+        await running.ready()
+        assert (await running.http.get("/health")).status_code == 200
+        assert (await running.post("/v1/chat/completions", BODY)).status_code == 200
+
+
+async def test_an_engine_that_restarts_is_found_again(tokenizer_dir: Path) -> None:
+    port = free_port()
+    async with run_gateway(settings_of(tokenizer_dir, f"127.0.0.1:{port}"), wait_ready=False) as running:
+        for _ in range(2):
+            async with run_scripted_engine(ScriptedEngine(says("up")), port):
+                await running.ready()
+                assert (await running.post("/v1/chat/completions", BODY)).status_code == 200
+            refused = await running.post("/v1/chat/completions", BODY)
+            assert refused.status_code == 503
+            assert "retry-after" in refused.headers
+            await running.ready(False)
+            async with AsyncOpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
+                with pytest.raises(openai.InternalServerError):
+                    await client.chat.completions.create(**BODY)  # type: ignore[call-overload]
+
+
+async def test_an_engine_with_another_tokenizer_is_not_used(
+    tokenizer_dir: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    engine = ScriptedEngine(says("x"), tokenizer_hash="0123456789abcdef")
+    async with (
+        run_scripted_engine(engine) as address,
+        run_gateway(settings_of(tokenizer_dir, address), wait_ready=False) as running,
+    ):
+        for _ in range(100):
+            response = await running.http.get("/ready")
+            if "0123456789ab" in response.json()["reason"]:
+                break
+        assert response.status_code == 503
+        assert tokenizer.hash[:12] in response.json()["reason"]
+        assert (await running.post("/v1/chat/completions", BODY)).status_code == 503
+        engine.tokenizer_hash = tokenizer.hash
+        await running.ready()
+
+
+async def test_a_field_is_named_as_the_request_spells_it() -> None:
+    names = {"prompt": "messages", "guide": "guided_regex"}
+
+    def told(error: BritonError) -> tuple[str, str | None]:
+        renamed = with_request_field(error, names)
+        return str(renamed), getattr(renamed, "field", None)
+
+    assert told(InvalidRequest("guide.regex is wrong", "guide.regex")) == (
+        "guided_regex.regex is wrong",
+        "guided_regex.regex",
+    )
+    assert told(InvalidRequest("sampling.n must be 1", "sampling.n")) == ("n must be 1", "n")
+    assert told(Unsupported("guides are off", "guide")) == ("guides are off", "guided_regex")
+    assert told(InvalidRequest("prompts differ", "prompts")) == ("prompts differ", "prompts")
+    assert told(QueueFull("full")) == ("full", None)
+
+
+async def test_the_answer_says_where_the_time_went(tokenizer_dir: Path) -> None:
+    async with serve(ScriptedEngine(says("x")), tokenizer_dir) as running:
+        response = await running.post("/v1/chat/completions", BODY)
+        scraped: httpx.Response = await running.http.get("/metrics")
+    assert response.headers["server-timing"] == "queue;dur=250.0, prefill;dur=500.0, decode;dur=1000.0"
+    assert response.json()["usage"]["timings"] == {"queue_s": 0.25, "prefill_s": 0.5, "decode_s": 1}
+    assert 'briton_queue_seconds_bucket{le="0.25"} 1.0' in scraped.text
+    assert "briton_time_to_first_token_seconds_sum 0.75" in scraped.text
+    assert "briton_engine_running_sequences 3.0" in scraped.text
+    assert "briton_engine_output_tokens_total 1234.0" in scraped.text
