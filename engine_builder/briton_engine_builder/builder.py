@@ -7,26 +7,30 @@ import json
 import logging
 import re
 import time
-from importlib.metadata import version
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from briton import __version__
 from briton.config import Config, Environment
 from briton.config.local_target import LocalTarget, local_target
-from briton.engine_dir import FORMAT_VERSION, EngineManifest, load_manifest, rank_file
-from briton.errors import BuildError, ConfigError, Unsupported
+from briton.config.serving import check_servable
+from briton.engine_dir import FORMAT_VERSION, EngineManifest, ModelConfig, load_manifest, rank_file
+from briton.errors import BuildError, ConfigError
 from briton_engine_builder.cache import EngineCache
 from briton_engine_builder.checkpoint import Checkpoint
 from briton_engine_builder.convert import num_weights, write_weights
 from briton_engine_builder.gguf_checkpoint import GGUFCheckpoint
+from briton_engine_builder.hashing import sha256_of
 from briton_engine_builder.hf_checkpoint import GENERATION_CONFIG, TOKENIZER, HFCheckpoint
+from briton_engine_builder.llama import check_model
 from briton_engine_builder.progress import ProgressBar
 from briton_engine_builder.sources import FetchedCheckpoint, Fetcher
 
 logger = logging.getLogger(__name__)
 
-BUILDER_VERSION = f"{version('briton')}+1"  # the number after + changes when the same input gives other weights
-_HASH_CHUNK = 1 << 22
+BUILDER_VERSION = f"{__version__}+1"  # the number after + changes when the same input gives other weights
 
 
 def build_engine(config: Config, environment: Environment, *, progress: bool = True) -> Path:
@@ -35,25 +39,8 @@ def build_engine(config: Config, environment: Environment, *, progress: bool = T
     Raises ConfigError for a limit that the model cannot meet, Unsupported for a model or source that the local executor
     has not got, BuildError for a checkpoint that cannot be fetched, read or converted, and for a disk that is full.
     """
-    found = find_cached_engine(config, environment)
-    if found is not None:
-        return found
-    _check_supported(config)
-    target, cache = local_target(config), EngineCache(_cache_dir(config, environment))
-    fetched = Fetcher(config, environment, _cache_dir(config, environment)).fetch(progress=progress)
-    key = engine_key(config, target, fetched)
-    with cache.lock(key):
-        found = cache.find(key)  # somebody else may have built it meanwhile
-        if found is None:
-            started = time.monotonic()
-            checkpoint = open_checkpoint(fetched.path)
-            _check_limits(config, checkpoint.model.max_position_embeddings)
-            with cache.new_directory(key) as directory:
-                _write_engine(config, target, fetched, checkpoint, directory, progress)
-            found = cache.directory / key
-            logger.info("built the engine in %.1f s: %s", time.monotonic() - started, found)
-    _check_limits(config, load_manifest(found).model.max_position_embeddings)
-    return found
+    with _file_errors(config):
+        return find_cached_engine(config, environment) or _fetch_and_build(config, environment, progress)
 
 
 def find_cached_engine(config: Config, environment: Environment) -> Path | None:
@@ -61,15 +48,35 @@ def find_cached_engine(config: Config, environment: Environment) -> Path | None:
 
     Raises as `build_engine` does.
     """
-    _check_supported(config)
+    check_servable(config)
     cache_dir = _cache_dir(config, environment)
-    fetched = Fetcher(config, environment, cache_dir).remembered()
-    if fetched is None:
-        return None
-    found = EngineCache(cache_dir).find(engine_key(config, local_target(config), fetched))
+    with _file_errors(config):
+        fetched = Fetcher(config, environment, cache_dir).remembered()
+        if fetched is None:
+            return None
+        found = EngineCache(cache_dir).find(engine_key(config, local_target(config), fetched))
     if found is not None:
-        _check_limits(config, load_manifest(found).model.max_position_embeddings)
+        _check_limits(config, load_manifest(found).model)
     return found
+
+
+def _fetch_and_build(config: Config, environment: Environment, progress: bool) -> Path:
+    cache_dir, target = _cache_dir(config, environment), local_target(config)
+    fetched, cache = Fetcher(config, environment, cache_dir).fetch(progress=progress), EngineCache(cache_dir)
+    key = engine_key(config, target, fetched)
+    with cache.lock(key):
+        found = cache.find(key)  # somebody else may have built it meanwhile
+        if found is not None:
+            _check_limits(config, load_manifest(found).model)
+            return found
+        started = time.monotonic()
+        checkpoint = open_checkpoint(fetched.path)
+        _check_limits(config, checkpoint.model)
+        with cache.new_directory(key) as directory:
+            _write_engine(config, target, fetched, checkpoint, directory, progress)
+    built = cache.directory / key
+    logger.info("built the engine in %.1f s: %s", time.monotonic() - started, built)
+    return built
 
 
 def engine_key(config: Config, target: LocalTarget, fetched: FetchedCheckpoint) -> str:
@@ -88,7 +95,9 @@ def engine_key(config: Config, target: LocalTarget, fetched: FetchedCheckpoint) 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """A .gguf file, or a directory with config.json and safetensors. Raises BuildError, Unsupported."""
-    return GGUFCheckpoint(path) if path.suffix == ".gguf" else HFCheckpoint(path)
+    checkpoint = GGUFCheckpoint(path) if path.suffix == ".gguf" else HFCheckpoint(path)
+    check_model(checkpoint)
+    return checkpoint
 
 
 def _write_engine(
@@ -99,9 +108,9 @@ def _write_engine(
     directory: Path,
     progress: bool,
 ) -> None:
+    checkpoint.write_tokenizer(directory)  # first, since it may fail, and quickly
     with ProgressBar("Building the engine", num_weights(checkpoint), shown=progress) as bar:
         weights_dtype = write_weights(checkpoint, target, directory / rank_file(0), bar.advance)
-    checkpoint.write_tokenizer(directory)
     if checkpoint.generation_config:
         text = json.dumps(checkpoint.generation_config, indent=2) + "\n"
         (directory / GENERATION_CONFIG).write_text(text, encoding="utf-8")
@@ -110,10 +119,10 @@ def _write_engine(
             "%s names no end-of-sequence token: only max_tokens and stop strings end a request", fetched.path
         )
     files: dict[str, dict[str, Any]] = {
-        file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(directory.iterdir())
+        file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(directory.iterdir())
     }
     EngineManifest(
-        model_name=Path(config.checkpoint.repo).name,
+        model_name=Path(config.checkpoint.repo).name.removesuffix(".gguf"),
         model=checkpoint.model,
         quantization_type=str(config.quantization_type),
         weights_dtype=weights_dtype,
@@ -126,23 +135,11 @@ def _write_engine(
     ).save(directory)
 
 
-def _check_supported(config: Config) -> None:
-    if config.is_encoder:
-        raise Unsupported(
-            "base_model encoder is not supported by the local executor: it serves text generation", "base_model"
-        )
-    if config.tensor_parallel_size != 1:
-        raise Unsupported(
-            f"tensor parallelism over {config.tensor_parallel_size} ranks is not supported by the local executor",
-            "tensor_parallel_count",
-        )
-
-
-def _check_limits(config: Config, max_position_embeddings: int) -> None:
-    if config.max_seq_len is not None and config.max_seq_len > max_position_embeddings:
+def _check_limits(config: Config, model: ModelConfig) -> None:
+    if config.max_seq_len is not None and config.max_seq_len > model.max_position_embeddings:
         raise ConfigError(
             f"max_seq_len is {config.max_seq_len}; the model's limit (max_position_embeddings, or its sliding_window) "
-            f"is {max_position_embeddings}",
+            f"is {model.max_position_embeddings}",
             "max_seq_len",
         )
 
@@ -151,12 +148,10 @@ def _cache_dir(config: Config, environment: Environment) -> Path:
     return config.briton.cache_dir or environment.cache_dir
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+@contextmanager
+def _file_errors(config: Config) -> Iterator[None]:
+    """A file or directory that cannot be read or made, in one line with its name."""
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_HASH_CHUNK):
-                digest.update(chunk)
+        yield
     except OSError as error:
-        raise BuildError(f"cannot read back {path}: {error}") from error
-    return digest.hexdigest()
+        raise BuildError(f"cannot build an engine from {config.checkpoint}: {error}") from error

@@ -69,7 +69,7 @@ class EngineCache:
             shutil.rmtree(self.directory / key, ignore_errors=True)  # a damaged one
             building.rename(self.directory / key)
         except OSError as error:
-            raise BuildError(f"cannot write the engine to {self.directory}: {error}") from error
+            raise BuildError(f"cannot build an engine in {self.directory}: {error}") from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
 

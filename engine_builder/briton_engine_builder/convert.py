@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from briton_engine_builder.checkpoint import Checkpoint
 from briton_engine_builder.encodings import GROUP, Arrays, BFloat16, Encoding, Float32, Int4Groups, Int8Rows
 from briton_engine_builder.gguf_blocks import carried_encoding
 from briton_engine_builder.llama import Matrix, matrices, vectors
+from briton_engine_builder.tensor import Tensor
 from briton_engine_builder.weights_file import WeightsFile
 
 logger = logging.getLogger(__name__)
@@ -110,21 +112,30 @@ def _slices(
 ) -> list[Callable[[], None]]:
     """The work of one matrix, cut into pieces of a bounded size."""
     jobs: list[Callable[[], None]] = []
-    columns = matrix.shape[1]
-    step = max(1, _SLICE_WEIGHTS // columns)
+    step = max(1, _SLICE_WEIGHTS // matrix.shape[1])
     above = 0  # rows of the parts before
     for part, bias in zip(matrix.parts, matrix.biases, strict=True):
         for start in range(0, part.shape[0], step):
             stop = min(start + step, part.shape[0])
-
-            def write(part=part, start=start, stop=stop, above=above) -> None:  # type: ignore[no-untyped-def]
-                for suffix, rows in encoding.encode(part, start, stop).items():
-                    file.write_rows(matrix.name + suffix, above + start, rows)
-                advance((stop - start) * columns)
-
-            jobs.append(write)
+            jobs.append(partial(_write_slice, file, matrix.name, encoding, part, start, stop, above, advance))
         if any(matrix.biases):
             values = np.zeros(part.shape[0], np.float32) if bias is None else bias.read()
             file.write_rows(f"{matrix.name}.bias", above, values)
         above += part.shape[0]
     return jobs
+
+
+def _write_slice(
+    file: WeightsFile,
+    name: str,
+    encoding: Encoding,
+    part: Tensor,
+    start: int,
+    stop: int,
+    above: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Rows start..stop of a part, which lies below `above` other rows of its matrix."""
+    for suffix, rows in encoding.encode(part, start, stop).items():
+        file.write_rows(name + suffix, above + start, rows)
+    advance((stop - start) * part.shape[1])

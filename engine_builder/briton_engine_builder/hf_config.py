@@ -34,12 +34,6 @@ def model_config(path: Path, config: dict[str, Any]) -> ModelConfig:
     hidden, heads = _count(path, config, "hidden_size"), _count(path, config, "num_attention_heads")
     key_value_heads = _count(path, config, "num_key_value_heads", heads)
     head_dim = _count(path, config, "head_dim", hidden // heads)
-    if heads % key_value_heads:
-        raise BuildError(
-            f"{path}: num_attention_heads {heads} is not a multiple of num_key_value_heads {key_value_heads}"
-        )
-    if head_dim % 2:
-        raise BuildError(f"{path}: head_dim {head_dim} is odd, which rotary embedding does not allow")
     theta, scaling = _rope(path, config)
     return ModelConfig(
         architecture="llama",

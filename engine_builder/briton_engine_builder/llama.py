@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from briton.engine_dir import ModelConfig
+from briton.errors import BuildError
 from briton_engine_builder.checkpoint import Checkpoint
 from briton_engine_builder.tensor import Tensor
 
@@ -34,6 +35,25 @@ class Vector:
 
     name: str
     tensor: Tensor
+
+
+def check_model(checkpoint: Checkpoint) -> None:
+    """Raise BuildError for numbers that make no Llama, whatever tensors there are."""
+    model = checkpoint.model
+    heads, key_value_heads = model.num_attention_heads, model.num_key_value_heads
+    if heads % key_value_heads:
+        raise BuildError(
+            f"{checkpoint.path}: {heads} attention heads cannot share {key_value_heads} key and value heads"
+        )
+    if model.head_dim % 2:
+        raise BuildError(
+            f"{checkpoint.path}: a head size of {model.head_dim} is odd, which rotary embedding does not allow"
+        )
+    outside = [token_id for token_id in checkpoint.stop_token_ids if not 0 <= token_id < model.vocab_size]
+    if outside:
+        raise BuildError(
+            f"{checkpoint.path}: end-of-sequence token {outside[0]} is outside the vocabulary of {model.vocab_size}"
+        )
 
 
 def vectors(checkpoint: Checkpoint) -> Iterator[Vector]:

@@ -112,11 +112,11 @@ def test_max_seq_len_beyond_the_model(tiny_llama: TinyLlama, tmp_path: Path, env
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": "GCS", "repo": "bucket/path"}, "checkpoint source GCS is not supported.*HF, LOCAL, PYPI"),
-        ({"source": "S3", "repo": "bucket/path"}, "checkpoint source S3"),
-        ({"source": "REMOTE_URL", "repo": "https://host/x.tar.gz"}, "checkpoint source REMOTE_URL"),
-        ({"tensor_parallel_count": 2}, "tensor parallelism over 2 ranks"),
-        ({"base_model": "encoder"}, "base_model encoder is not supported by the local executor"),
+        ({"source": "GCS", "repo": "bucket/path"}, "checkpoints from GCS cannot be fetched by this version: use HF"),
+        ({"source": "S3", "repo": "bucket/path"}, "checkpoints from S3"),
+        ({"source": "REMOTE_URL", "repo": "https://host/x.tar.gz"}, "checkpoints from REMOTE_URL"),
+        ({"tensor_parallel_count": 2}, "asks for 2 ranks"),
+        ({"base_model": "encoder"}, "base_model is encoder"),
     ],
 )
 def test_what_the_local_executor_has_not_got(
@@ -190,6 +190,16 @@ def test_a_cache_that_cannot_be_written(tiny_llama: TinyLlama, tmp_path: Path) -
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(BuildError, match="cannot write to the cache directory"):
         build_engine(config_for(tiny_llama(tmp_path), tmp_path), Environment(cache_dir=tmp_path / "cache"))
+
+
+def test_files_that_cannot_be_read(
+    tiny_llama: TinyLlama, tmp_path: Path, environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tiny_llama(tmp_path)
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "model.safetensors").symlink_to("model.safetensors")  # a loop: as unreadable for root as for anybody
+    with pytest.raises(BuildError, match=r"cannot build an engine from LOCAL .*tiny-llama: .*symbolic links"):
+        build_engine(config_for(checkpoint, tmp_path), environment)
 
 
 def test_two_builders_build_once(

@@ -161,12 +161,14 @@ def test_rope(
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, Unsupported, "rope scaling yarn.*llama3 and linear"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, BuildError, "llama3 lacks.*low_freq_factor"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, BuildError, "0 is not a positive number"),
-        ({"num_key_value_heads": 3}, BuildError, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
+        ({"num_key_value_heads": 3}, BuildError, "4 attention heads cannot share 3 key and value heads"),
         ({"hidden_size": "128"}, BuildError, "hidden_size must be a positive integer, not '128'"),
         ({"max_position_embeddings": None}, BuildError, "max_position_embeddings is missing"),
         ({"num_hidden_layers": 3}, BuildError, r"tensor model\.layers\.2\.self_attn\.q_proj\.weight is missing"),
         ({"intermediate_size": 200}, BuildError, r"gate_proj\.weight has shape \[192, 128\].*asks for \[200, 128\]"),
-        ({"eos_token_id": "two"}, BuildError, "eos_token_id"),
+        ({"head_dim": 33}, BuildError, "a head size of 33 is odd"),
+        ({"eos_token_id": "two"}, BuildError, "eos_token_id 'two' is not a token id"),
+        ({"eos_token_id": 512}, BuildError, "end-of-sequence token 512 is outside the vocabulary of 512"),
     ],
 )
 def test_configs_that_cannot_be_built(

