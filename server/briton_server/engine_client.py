@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator
 from typing import TypeAlias
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from briton.errors import Unavailable
 from briton.v1 import engine_pb2, engine_pb2_grpc
 from briton_server.engine_errors import error_from_rpc
 
@@ -34,6 +37,7 @@ class EngineClient:
         self._engine: engine_pb2_grpc.EngineAsyncStub = engine_pb2_grpc.EngineStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
         self._open: set[GenerateCall] = set()
+        self._calls_ended = False
 
     def generate(self, request: engine_pb2.GenerateRequest, *, timeout: float | None) -> GenerateCall:
         """Start a call. `cancel()` on it frees what the request holds; `timeout` (seconds) is the engine's too."""
@@ -42,12 +46,23 @@ class EngineClient:
         call.add_done_callback(self._open.discard)
         return call
 
-    def cancel_open_calls(self) -> int:
-        """Cancel every open Generate call; how many there were."""
-        calls = list(self._open)
-        for call in calls:
+    async def responses(self, call: GenerateCall) -> AsyncGenerator[engine_pb2.GenerateResponse, None]:
+        """The responses of a call. Raises what its status stands for; Unavailable once `end_calls` has ended it."""
+        try:
+            async for response in call:
+                yield response
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from error
+        except asyncio.CancelledError:
+            if self._calls_ended:  # gRPC's word for it: nobody cancelled this task
+                raise Unavailable("the server is shutting down") from None
+            raise
+
+    def end_calls(self) -> None:
+        """Cancel every open Generate call, for good: the server is leaving."""
+        self._calls_ended = True
+        for call in list(self._open):
             call.cancel()
-        return len(calls)
 
     async def is_serving(self, *, timeout: float) -> bool:
         """Whether the engine's health says SERVING, within `timeout` seconds."""
@@ -73,5 +88,5 @@ class EngineClient:
 
     async def close(self) -> None:
         """End open calls and the channel."""
-        self.cancel_open_calls()
+        self.end_calls()
         await self._channel.close()

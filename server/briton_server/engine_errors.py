@@ -51,9 +51,9 @@ def error_from_rpc(error: grpc.aio.AioRpcError) -> Exception:
     return EngineFault(f"{code.name}: {message}")
 
 
-def with_request_field(error: Exception, fields: Mapping[str, str]) -> Exception:
+def with_request_field(error: InvalidRequest | Unsupported, fields: Mapping[str, str]) -> InvalidRequest | Unsupported:
     """The error with its field as the HTTP request spells it: "sampling.top_p" is "top_p"; `fields` has others."""
-    if not isinstance(error, InvalidRequest | Unsupported) or error.field is None:
+    if error.field is None:
         return error
     field = error.field.removeprefix("sampling.")
     name = next((name for name in sorted(fields, key=len, reverse=True) if _is_prefix(name, field)), None)

@@ -7,11 +7,10 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
-import grpc
-
+from briton.errors import InvalidRequest, Unsupported
 from briton.v1 import engine_pb2
-from briton_server.engine_client import GenerateCall
-from briton_server.engine_errors import EngineFault, error_from_rpc, with_request_field
+from briton_server.engine_client import EngineClient, GenerateCall
+from briton_server.engine_errors import EngineFault, with_request_field
 from briton_server.gateway import Gateway
 from briton_server.sequence_text import Delta, SequenceText
 
@@ -57,9 +56,10 @@ class Generation:
         stopped_early = False  # by a stop string, of which the engine knows nothing
         last = time.monotonic()
         is_first = True
-        calls = [self._gateway.engine.generate(request, timeout=timeout) for request in self._requests]
+        engine = self._gateway.engine
+        calls = [engine.generate(request, timeout=timeout) for request in self._requests]
         try:
-            async for prompt, response in _responses(calls):
+            async for prompt, response in _numbered(engine, calls):
                 now = time.monotonic()
                 if response.outputs and self._requests[0].stream:
                     (metrics.first_token_s if is_first else metrics.inter_token_s).observe(now - last)
@@ -79,8 +79,8 @@ class Generation:
                     break
             if unfinished:
                 raise EngineFault("the engine ended the call before the answer was complete")
-        except grpc.aio.AioRpcError as error:
-            raise with_request_field(error_from_rpc(error), self._fields) from error
+        except (InvalidRequest, Unsupported) as error:
+            raise with_request_field(error, self._fields) from error
         finally:
             for call in calls:
                 call.cancel()
@@ -133,27 +133,26 @@ class Generation:
                 metrics.first_token_s.observe(engine.queue_s + engine.prefill_s)
 
 
-async def _responses(
-    calls: Sequence[GenerateCall],
+async def _numbered(
+    engine: EngineClient, calls: Sequence[GenerateCall]
 ) -> AsyncGenerator[tuple[int, engine_pb2.GenerateResponse], None]:
     """The responses of all calls, each with its call's index, as they come."""
     if len(calls) > 1:
-        async for item in _merged(calls):
+        async for item in _merged(engine, calls):
             yield item
         return
-    call = calls[0]
-    async for response in call:
+    async for response in engine.responses(calls[0]):
         yield 0, response
 
 
 async def _merged(
-    calls: Sequence[GenerateCall],
+    engine: EngineClient, calls: Sequence[GenerateCall]
 ) -> AsyncGenerator[tuple[int, engine_pb2.GenerateResponse], None]:
     queue: asyncio.Queue[tuple[int, engine_pb2.GenerateResponse | Exception | None]] = asyncio.Queue(len(calls))
 
     async def pump(index: int, call: GenerateCall) -> None:
         try:
-            async for response in call:
+            async for response in engine.responses(call):
                 await queue.put((index, response))
             await queue.put((index, None))
         except Exception as error:

@@ -89,7 +89,7 @@ async def _serve(server: uvicorn.Server, listener: socket.socket, gateway: Gatew
 def _on_signal(gateway: Gateway, number: signal.Signals) -> None:
     if gateway.readiness.draining:
         logger.warning("%s again: ending %d open requests", number.name, gateway.readiness.num_open)
-        gateway.engine.cancel_open_calls()
+        gateway.engine.end_calls()
         return
     logger.info("%s: draining, %d open requests", number.name, gateway.readiness.num_open)
     gateway.readiness.drain()
@@ -103,7 +103,7 @@ async def _stop_after_drain(server: uvicorn.Server, gateway: Gateway) -> None:
         await asyncio.wait_for(readiness.wait_idle(), gateway.settings.drain_timeout_s)
     except asyncio.TimeoutError:
         logger.warning("drain timeout: ending %d open requests", readiness.num_open)
-        gateway.engine.cancel_open_calls()
+        gateway.engine.end_calls()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(readiness.wait_idle(), _FLUSH_S)
     server.should_exit = True

@@ -16,7 +16,6 @@ import pytest
 from openai import AsyncOpenAI
 
 from briton.errors import (
-    BritonError,
     DeadlineExceeded,
     EngineDead,
     InvalidRequest,
@@ -203,9 +202,9 @@ async def test_an_engine_with_another_tokenizer_is_not_used(
 async def test_a_field_is_named_as_the_request_spells_it() -> None:
     names = {"prompt": "messages", "guide": "guided_regex"}
 
-    def told(error: BritonError) -> tuple[str, str | None]:
+    def told(error: InvalidRequest | Unsupported) -> tuple[str, str | None]:
         renamed = with_request_field(error, names)
-        return str(renamed), getattr(renamed, "field", None)
+        return str(renamed), renamed.field
 
     assert told(InvalidRequest("guide.regex is wrong", "guide.regex")) == (
         "guided_regex.regex is wrong",
@@ -214,7 +213,7 @@ async def test_a_field_is_named_as_the_request_spells_it() -> None:
     assert told(InvalidRequest("sampling.n must be 1", "sampling.n")) == ("n must be 1", "n")
     assert told(Unsupported("guides are off", "guide")) == ("guides are off", "guided_regex")
     assert told(InvalidRequest("prompts differ", "prompts")) == ("prompts differ", "prompts")
-    assert told(QueueFull("full")) == ("full", None)
+    assert told(InvalidRequest("no")) == ("no", None)
 
 
 async def test_the_answer_says_where_the_time_went(tokenizer_dir: Path) -> None:

@@ -1,0 +1,137 @@
+"""The endpoints around generation: models, health, version, metrics, request ids, the OpenAPI document."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from openai import AsyncOpenAI, NotFoundError
+from prometheus_client.parser import text_string_to_metric_families
+
+import briton
+from briton_server.app import create_app
+from briton_server.settings import Settings
+from tests.fake_executor import FAKE_INFO
+from tests.server.running import MODEL, RunningGateway
+
+ROOT = Path(__file__).parents[2]
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+
+
+async def test_models(client: AsyncOpenAI) -> None:
+    """Names may hold slashes."""
+    models = await client.models.list()
+    assert [model.id for model in models.data] == [MODEL]
+    model = await client.models.retrieve(MODEL)
+    assert (model.id, model.object, model.owned_by) == (MODEL, "model", "briton")
+    assert model.model_dump()["max_model_len"] == FAKE_INFO.max_seq_len
+    with pytest.raises(NotFoundError) as raised:
+        await client.models.retrieve("other")
+    assert raised.value.code == "model_not_found"
+
+
+async def test_health_and_version(gateway: RunningGateway) -> None:
+    for path in ("/live", "/ready", "/health"):
+        response = await gateway.http.get(path)
+        assert (response.status_code, response.json()) == (200, {"status": "ok"})
+    version = (await gateway.http.get("/version")).json()
+    assert (version["version"], version["engine_version"]) == (briton.__version__, briton.__version__)
+    assert version["executor"] == "fake"
+
+
+async def test_ready_says_no_from_the_moment_of_draining(gateway: RunningGateway) -> None:
+    gateway.gateway.readiness.drain()
+    assert (await gateway.http.get("/ready")).status_code == 503
+    assert (await gateway.http.get("/health")).status_code == 200, "the engine is well"
+    refused = await gateway.post("/v1/chat/completions", CHAT)
+    assert refused.status_code == 503
+    assert "shutting down" in refused.json()["error"]["message"]
+    assert "retry-after" in refused.headers
+
+
+async def test_metrics_add_up(gateway: RunningGateway) -> None:
+    whole = (await gateway.post("/v1/chat/completions", CHAT)).json()["usage"]
+    await gateway.post("/v1/chat/completions", {**CHAT, "stream": True})
+    await gateway.post("/v1/chat/completions", {**CHAT, "n": 0})
+    await gateway.http.get("/made/up/path")
+    text = (await gateway.http.get("/metrics")).text
+    samples = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+    def value(name: str, **labels: str) -> float:
+        return samples[name, tuple(sorted(labels.items()))]
+
+    chat = "/v1/chat/completions"
+    assert value("briton_http_requests_total", endpoint=chat, status="200") == 2
+    assert value("briton_http_requests_total", endpoint=chat, status="400") == 1
+    assert value("briton_http_requests_total", endpoint="unknown", status="404") == 1
+    assert value("briton_completion_tokens_total") == 2 * whole["completion_tokens"]
+    assert value("briton_prompt_tokens_total") == 2 * whole["prompt_tokens"]
+    assert value("briton_time_to_first_token_seconds_count") == 2
+    assert value("briton_queue_seconds_count") == 2
+    assert value("briton_request_seconds_count") == 3
+    assert value("briton_open_requests") == 0
+    assert value("briton_engine_up") == 1
+    assert value("briton_engine_requests_total") == 2
+    assert value("briton_engine_output_tokens_total") == 2 * whole["completion_tokens"]
+
+
+@pytest.mark.parametrize(("given", "kept"), [("my-id-1", True), ("", False), ("a b", False), ("x" * 129, False)])
+async def test_request_ids_go_in_and_out(gateway: RunningGateway, given: str, kept: bool) -> None:
+    for response in (
+        await gateway.post("/v1/chat/completions", CHAT, **{"x-request-id": given}),
+        await gateway.post("/v1/chat/completions", {**CHAT, "stream": True}, **{"x-request-id": given}),
+        await gateway.post("/v1/chat/completions", b"{", **{"x-request-id": given}),
+        await gateway.http.get("/live", headers={"x-request-id": given}),
+    ):
+        returned = response.headers["x-request-id"]
+        assert (returned == given) is kept
+        assert returned
+
+
+async def test_the_same_request_id_twice_at_once_is_no_error(gateway: RunningGateway) -> None:
+    """A retry of a client's; the engine refuses an id that is open, so it gets ids of the gateway's own."""
+    async with gateway.openai() as client:
+        headers = {"x-request-id": "twice"}
+        first = client.chat.completions.create(**CHAT, stream=True, extra_headers=headers)  # type: ignore[call-overload]
+        second = client.chat.completions.create(**CHAT, extra_headers=headers)  # type: ignore[call-overload]
+        stream, answer = await first, await second
+        assert answer.choices
+        assert [chunk async for chunk in stream]
+
+
+def test_the_committed_document_is_the_applications() -> None:
+    """`python -m briton_server.openapi` writes it."""
+    app = create_app(Settings(model_name="", tokenizer_dir=Path(), engine_address=""))
+    committed = json.loads((ROOT / "server" / "openapi.json").read_text())
+    assert committed == app.openapi()
+
+
+async def test_the_document_and_its_page(gateway: RunningGateway) -> None:
+    document = (await gateway.http.get("/openapi.json")).json()
+    assert set(document["paths"]) == {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/models",
+        "/v1/models/{model}",
+        "/health",
+        "/live",
+        "/ready",
+        "/metrics",
+        "/version",
+    }
+    schemas = document["components"]["schemas"]
+    assert schemas["ChatCompletionRequest"]["properties"]["top_p"]["anyOf"][0] == {
+        "maximum": 1,
+        "minimum": 0,
+        "type": "number",
+    }
+    body = document["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/CompletionRequest"}
+    references = set(json.dumps(document).split('"#/components/schemas/')[1:])
+    assert {reference.partition('"')[0] for reference in references} <= set(schemas)
+    assert (await gateway.http.get("/docs")).status_code == 200
