@@ -70,7 +70,13 @@ class WeightsFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        os.close(self._descriptor)
+        try:
+            if error is None:
+                os.fsync(self._descriptor)  # the directory's new name must not survive a crash that its content did not
+        except OSError as failed:
+            raise BuildError(f"cannot write {self.path}: {failed.strerror}") from failed
+        finally:
+            os.close(self._descriptor)
 
 
 def check_free_space(directory: Path, needed: int, what: str) -> None:

@@ -51,15 +51,20 @@ def write_tiny_gguf(
     extra: Mapping[str, NDArray[np.float32]] | None = None,
     leave_out: tuple[str, ...] = (),
     seed: int = 0,
+    constant_blocks: bool = False,
     **config: Any,
 ) -> dict[str, NDArray[np.float32]]:
     """Write a file and return its float32 weights by Hugging Face name, before any block type rounded them.
 
     `types`: part of a GGUF tensor name -> block type; the last that fits holds. `metadata`: more keys.
-    `extra`: more tensors.
+    `extra`: more tensors. `constant_blocks`: some blocks have equal weights, which leaves Q4_1 a scale of 0.
     """
     full = tiny_config(**config)
     weights = tiny_weights(full, seed)
+    if constant_blocks:
+        for matrix in (matrix for matrix in weights.values() if matrix.ndim == 2):
+            matrix[1::7, :32] = 0
+            matrix[2::7, 32:64] = 0.05
     heads = {"q_proj": full["num_attention_heads"], "k_proj": full["num_key_value_heads"]}
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(full["num_hidden_layers"])
