@@ -18,7 +18,6 @@ import llama_cpp
 import numpy as np
 from line_protocol import Run, serve
 
-
 _ERROR = 4  # ggml_log_level
 
 
