@@ -21,11 +21,11 @@ from briton.guidance.guide import Guide, GuideSpec
 from briton.request_stream import RequestStream
 from briton.types import ExecutorStats, FinishReason, GenerationRequest, ModelInfo, SamplingParams, TokenChunk
 from briton.validation import check_request
+from briton.watchdog import watch
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5  # how long the pump thread waits for chunks before it looks whether to stop
-DEATH_FACTOR = 10  # an executor that stalls for so many stall timeouts is given up
 
 
 class EngineState(enum.Enum):
@@ -48,7 +48,8 @@ class Compiler(Protocol):
 class Engine:
     """Runs requests of one event loop on one executor.
 
-    Every accepted request ends: with its final chunk, or with an error (EngineDead, DeadlineExceeded, Unavailable, the executor's own).
+    Every accepted request ends: with its final chunk, or with an error (EngineDead, DeadlineExceeded, Unavailable, or
+    what the executor says of it).
     All methods belong to the loop that called `start`.
     """
 
@@ -72,8 +73,7 @@ class Engine:
         self._ids = itertools.count(1)
         self._stopping = False
         self.hung = False  # dead because it made no step: its threads may never return
-        self._num_batches = 0  # of chunks delivered: progress, for the watchdog
-        self._question: asyncio.Future[int] | None = None  # of the watchdog to the executor
+        self.num_batches = 0  # of chunks, from the executor
         self._died = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -88,7 +88,8 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._pump_thread = threading.Thread(target=self._pump, name="briton-pump", daemon=True)
         self._pump_thread.start()
-        self._watchdog = self._loop.create_task(self._watch())
+        is_over = self._died.is_set
+        self._watchdog = self._loop.create_task(watch(self, self._stall_timeout_s, is_over))
 
     async def submit(
         self,
@@ -114,7 +115,7 @@ class Engine:
             request = await self._with_guide(request, guide, deadline)
             self._check_accepting()
         if deadline is not None and deadline <= self._loop.time():
-            raise DeadlineExceeded(f"the request was not started within {timeout_s:g} s")
+            raise DeadlineExceeded(f"the request was not started within {timeout_s:.3g} s")
         return self._accept(request, timeout_s, deadline)
 
     def stats(self) -> ExecutorStats:
@@ -177,7 +178,7 @@ class Engine:
             self._forget(stream)
             raise
         if deadline is not None:
-            error = DeadlineExceeded(f"the request did not finish within {timeout_s:g} s")
+            error = DeadlineExceeded(f"the request did not finish within {timeout_s:.3g} s")
             stream.timer = self._loop.call_at(deadline, self._cancel, stream, error)
         return stream
 
@@ -217,7 +218,7 @@ class Engine:
             self._loop.call_soon_threadsafe(self._die, death)
 
     def _deliver(self, chunks: Sequence[TokenChunk]) -> None:
-        self._num_batches += 1
+        self.num_batches += 1
         streams = self._streams
         for chunk in chunks:
             stream = streams.get(chunk.request_id)
@@ -255,39 +256,28 @@ class Engine:
         self._set_state(EngineState.DEAD)
         self._died.set()
 
-    async def _watch(self) -> None:
-        """The watchdog: an executor that makes no step while requests are open must not look healthy, nor live for ever."""
-        seen = (-1, -1)
-        since = self._loop.time()
-        while self.death is None:
-            await asyncio.sleep(self._stall_timeout_s / 4)
-            now = self._loop.time()
-            progress = (self._num_batches, seen[1])
-            if self._streams and progress == seen:  # no chunk since the last look: has it made a step at least?
-                progress = (self._num_batches, await self._count_steps(seen[1]))
-            if progress != seen or not self._streams:
-                seen, since = progress, now
-                if self.state is EngineState.STALLED:
-                    logger.warning("the executor goes on")
-                    self._set_state(EngineState.SERVING)
-                continue
-            stalled_s = now - since
-            if stalled_s >= DEATH_FACTOR * self._stall_timeout_s:
-                self.hung = True
-                self._die(EngineDead(f"the executor has made no step for {stalled_s:.0f} s"))
-            elif stalled_s >= self._stall_timeout_s and self.state is EngineState.SERVING:
-                logger.error("no step for %.0f s with %d open requests: not healthy", stalled_s, len(self._streams))
-                self._set_state(EngineState.STALLED)
+    # For the watchdog: a hung executor must not look healthy, nor live for ever.
 
-    async def _count_steps(self, unknown: int) -> int:
-        """Steps so far; `unknown` when the executor does not even answer that. At most one question is open at a time."""
-        if self._question is None:
-            self._question = self._loop.run_in_executor(None, lambda: self._executor.stats().num_steps)
-        answered, _ = await asyncio.wait({self._question}, timeout=self._stall_timeout_s / 4)
-        if not answered:
-            return unknown
-        question, self._question = self._question, None
-        return unknown if question.exception() is not None else question.result()
+    def num_steps(self) -> int:
+        """Steps that the executor made so far."""
+        return self._executor.stats().num_steps
+
+    def on_stall(self, stalled_s: float) -> None:
+        """Not healthy until there is progress."""
+        if self.state is EngineState.SERVING:
+            logger.error("no step for %.0f s with %d open requests: not healthy", stalled_s, self.num_open)
+            self._set_state(EngineState.STALLED)
+
+    def on_progress(self) -> None:
+        """Healthy again."""
+        if self.state is EngineState.STALLED:
+            logger.warning("the executor goes on")
+            self._set_state(EngineState.SERVING)
+
+    def on_death(self, stalled_s: float) -> None:
+        """Given up: its threads may never return."""
+        self.hung = True
+        self._die(EngineDead(f"the executor has made no step for {stalled_s:.0f} s"))
 
     def _set_state(self, state: EngineState) -> None:
         if state is not self.state:

@@ -32,8 +32,8 @@ LAST_RESPONSES_S = 2.0  # what open calls get to send what they have, when the e
 def run_engine(config: Config, engine_dir: Path, *, host: str, port: int) -> int:
     """Serve an engine directory until SIGTERM or SIGINT: 0 after a drain, 1 when the executor has died.
 
-    The port answers at once, NOT_SERVING until the model is loaded. A second signal cuts the drain short. Raises BritonError
-    when the port cannot be had or the engine cannot be loaded.
+    The port answers at once, NOT_SERVING until the model is loaded. A second signal cuts the drain short. Raises
+    BritonError when the port cannot be had or the engine cannot be loaded.
     """
     uvloop = importlib.util.find_spec("uvloop") is not None
     run = functools.partial(_run, config, engine_dir, host, port)

@@ -32,7 +32,7 @@ class Generation:
         self._engine = engine
         self._tokenizer = tokenizer
         table = tokenizer.table if tokenizer is not None else None
-        # A text too long for the longest tokens is refused before it is tokenized: 16 MiB of it would take seconds and 400 MB.
+        # A text too long even for the longest tokens is not tokenized: 16 MiB of it would take seconds and 400 MB.
         longest = max(map(len, table.bytes_of)) if table is not None else None
         self._max_text_length = longest * engine.info.max_seq_len if longest is not None else None
 

@@ -1,4 +1,4 @@
-"""Errors as gRPC statuses with details: google.rpc.BadRequest, ErrorInfo and RetryInfo, by the one table of `briton.errors`."""
+"""Errors as gRPC statuses with details: google.rpc.BadRequest, ErrorInfo, RetryInfo. The table is in `briton.errors`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from grpc_status import rpc_status
 
 from briton.errors import BritonError, mapping_of
 
-# A status travels in HTTP/2 headers, of which peers take 8 KiB in all, and the message goes three times: percent-encoded (up to
-# three bytes for one), and base64-encoded in the status and in its BadRequest.
+# A status travels in HTTP/2 headers, of which peers take 8 KiB in all, and its message goes three times: percent-encoded,
+# up to three bytes for one, and base64-encoded in the status and in its BadRequest.
 MAX_MESSAGE_LENGTH = 1000  # bytes of UTF-8
 MAX_FIELD_LENGTH = 200
 ERROR_DOMAIN = "briton"
 
 
 def status_of(error: BaseException) -> grpc.Status:
-    """The status that tells a caller about an error. Of what is not a BritonError only that it is a bug: the log has the rest."""
+    """The status that tells a caller about an error. What is not a BritonError is a bug, and that is all it says."""
     told = error if isinstance(error, BritonError) else BritonError("internal error")
     text = _shorten(told.message, MAX_MESSAGE_LENGTH)
     status = status_pb2.Status(code=mapping_of(error).grpc_code.value[0], message=text)

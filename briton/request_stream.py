@@ -12,10 +12,10 @@ from briton.types import TokenChunk
 
 
 class RequestStream:
-    """An async iterator over what came since the last look: chunks that pile up while the consumer is slow come together.
+    """An async iterator over what came since the last look: what piles up while the consumer is slow comes together.
 
-    Ends after the final chunk, or raises the error that ended the request once all chunks before it were read. For one consumer, in the
-    loop of its Engine. Leaving the `with` block, or `close`, cancels a request that has not ended.
+    Ends after the final chunk, or raises the error that ended the request once all chunks before it were read. For one
+    consumer, in the loop of its Engine. Leaving the `with` block, or `close`, cancels a request that has not ended.
     """
 
     __slots__ = ("_chunks", "_error", "_on_close", "_on_finish", "_waiter", "ended", "finishing", "request_id", "timer")

@@ -1,4 +1,4 @@
-"""Chunks of one request to the responses of its call: joined by sequence, with text where it was asked for, with usage at the end."""
+"""Chunks of one request to the responses of its call: joined by sequence, with text if asked for, usage at the end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ResponseBuilder:
         return all(output.reason is not None for output in self._outputs)
 
     def add(self, chunks: Sequence[TokenChunk]) -> pb.GenerateResponse | None:
-        """The response to send for these chunks, if any; it has `usage` when the request's final chunk is among them."""
+        """The response to send for these chunks, if any; it has `usage` when the final chunk is among them."""
         for chunk in chunks:
             self._outputs[chunk.index].add(chunk)
         response = pb.GenerateResponse(

@@ -19,7 +19,7 @@ class Piece(NamedTuple):
 
 
 class TextOutput:
-    """The text of one growing sequence. Raises InvalidRequest (field `stop`) at once for stop strings over the limits."""
+    """The text of one growing sequence. Raises InvalidRequest (field `stop`) for stop strings over the limits."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], prompt_token_ids: Sequence[int]) -> None:
         self._detokenizer = IncrementalDetokenizer(tokenizer, prompt_token_ids=prompt_token_ids)

@@ -1,4 +1,4 @@
-"""A gRPC engine over the fake executor, in this process and on a free port, and a tokenizer to read token ids by eye."""
+"""A gRPC engine over the fake executor, in this process and on a free port, and a tokenizer whose ids are bytes."""
 
 from __future__ import annotations
 

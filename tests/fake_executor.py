@@ -1,7 +1,7 @@
 """An Executor without a model: deterministic tokens, one step for each `await_chunks`, and every failure on demand.
 
-It keeps the promises of `tests/conformance.py` except those about distributions: temperature above 0 picks among the four best
-candidates, and penalties, top_p and min_p change nothing.
+It keeps the promises of `tests/conformance.py`. Of distributions it knows little: temperature above 0 picks among the
+four best candidates, and penalties, top_p and min_p change nothing.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ class _Open:
 class FakeExecutor:
     """Deterministic and scripted; thread-safe like a real one.
 
-    `script(request, index)` gives the tokens of a sequence, after which it stops with the model's first stop id; an Exception ends the
-    request with ERROR; None (or no script) draws letters from a hash of the prompt. `step_s` is the time of a step and
-    `tokens_per_step` what it gives to each sequence.
+    `script(request, index)` gives the tokens of a sequence, after which it stops with the model's first stop id; an
+    Exception ends the request with ERROR; None (or no script) draws letters from a hash of the prompt. `step_s` is the
+    time of a step and `tokens_per_step` what it gives to each sequence.
     """
 
     def __init__(
@@ -314,16 +314,15 @@ class FakeExecutor:
             self._chunks.append(chunk if unfinished else self._final(entry, chunk))
 
     def _next_token(self, entry: _Open, sequence: _Sequence) -> int | None:
-        """The next token: the script's where it is allowed, else the best candidate that is; None when nothing is allowed."""
+        """The next token: the script's where it is allowed, else the best that is; None when nothing is allowed."""
         sampling, position = entry.request.sampling, len(sequence.output)
         script = sequence.script
         may_stop = position >= sampling.min_tokens
         wanted: int | None = None
         if script is not None:
             wanted = script[position] if position < len(script) else min(self.info.stop_token_ids)
-            if wanted in entry.stop_ids and not may_stop:
-                wanted = None
-            elif position >= len(script) and wanted not in entry.stop_ids:  # ignore_eos: grow on
+            stops = wanted in entry.stop_ids
+            if (stops and not may_stop) or (position >= len(script) and not stops):  # the latter with ignore_eos
                 wanted = None
         candidates = self._candidates(sequence.origin, position)
         if sampling.temperature > 0 and sampling.top_k != 1:

@@ -51,7 +51,7 @@ class ScriptedGuide:
 
     def forced_tokens(self) -> list[int]:
         """See `briton.guidance.guide.Guide`."""
-        forced = []
+        forced: list[int] = []
         for step in self._steps[self._position :]:
             if len(step) != 1:
                 break

@@ -374,7 +374,7 @@ class _DeafExecutor(FakeExecutor):
 
 
 async def test_an_executor_that_hangs_for_good_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("briton.engine.DEATH_FACTOR", 4)
+    monkeypatch.setattr("briton.watchdog.DEATH_FACTOR", 4)
     executor = _DeafExecutor()
     engine = Engine(executor, stall_timeout_s=0.1)
     engine.start()
