@@ -81,9 +81,7 @@ def _tensor(path: Path, name: str, entry: dict[str, Any], mapped: np.memmap[Any,
         raise BuildError(
             f"{path} is truncated: tensor {name} ends at byte {data_start + end}, the file at byte {mapped.size}"
         )
-    if (
-        dtype not in _NUMPY
-    ):  # integer tensors (position ids, inverse frequencies of old exports) may be there; nobody may ask for them
+    if dtype not in _NUMPY:  # integers that old exports have (position ids), and whatever nobody here can read
         return Tensor(name, path, dtype, shape, mapped[:0])
     expected = math.prod(shape) * _NUMPY[dtype].itemsize
     if begin < 0 or end - begin != expected:

@@ -44,9 +44,8 @@ class WeightsFile:
         self._data_start = 8 + len(text)
         self.size = self._data_start + end
         check_free_space(path.parent, self.size + _SPARE_BYTES, path.name)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        os.truncate(self._descriptor, self.size)
-        self._write(len(text).to_bytes(8, "little") + text, 0)
+        self._descriptor = -1
+        self._header = len(text).to_bytes(8, "little") + text
 
     def write_rows(self, name: str, first_row: int, rows: Rows) -> None:
         """Put rows into an array, from first_row on. Safe from several threads. BuildError if the disk is full."""
@@ -65,6 +64,9 @@ class WeightsFile:
             raise BuildError(f"cannot write {self.path}: {error.strerror}") from error
 
     def __enter__(self) -> WeightsFile:
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        os.truncate(self._descriptor, self.size)
+        self._write(self._header, 0)
         return self
 
     def __exit__(

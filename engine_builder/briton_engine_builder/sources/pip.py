@@ -12,6 +12,7 @@ from pathlib import Path
 from briton.errors import BuildError
 from briton_engine_builder.progress import ProgressBar
 
+_BROKEN = re.compile(r"after connection broken by '(.*)':")
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 
 
@@ -51,6 +52,9 @@ def _options() -> list[str]:
 
 
 def _reason(lines: list[str]) -> str:
+    broken = [match[1] for line in lines if (match := _BROKEN.search(line))]
+    if broken:  # pip goes on to say that there is no such package
+        return f"the package index cannot be reached: {broken[-1]}"
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     meant = [line for line in errors if not line.startswith("Could not find a version")] or errors or lines[-1:]
     return meant[0] if meant else "pip failed without a message"
