@@ -1,4 +1,4 @@
-"""Errors as gRPC statuses with details: google.rpc.BadRequest, ErrorInfo, RetryInfo. The table is in `briton.errors`."""
+"""Errors as gRPC statuses with details: google.rpc.BadRequest, ErrorInfo, RetryInfo. The table: `briton.errors`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from grpc_status import rpc_status
 
 from briton.errors import BritonError, mapping_of
 
-# A status travels in HTTP/2 headers, of which peers take 8 KiB in all, and its message goes three times: percent-encoded,
-# up to three bytes for one, and base64-encoded in the status and in its BadRequest.
+# A status travels in HTTP/2 headers, of which peers take 8 KiB in all, and its message goes three times:
+# percent-encoded, up to three bytes for one, and base64-encoded in the status and in its BadRequest.
 MAX_MESSAGE_LENGTH = 1000  # bytes of UTF-8
 MAX_FIELD_LENGTH = 200
 ERROR_DOMAIN = "briton"
