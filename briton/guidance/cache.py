@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from briton.errors import BritonError, Unavailable
@@ -57,7 +56,7 @@ class SingleFlightCache(Generic[T]):
         """
         done = self._lookup(key)
         if isinstance(done, _Failure):
-            raise copy.copy(done.error)  # an error that is raised twice would collect both tracebacks
+            raise replace(done.error)  # an error that is raised twice would collect both tracebacks
         if done is not None:
             return done
         flight = self._flights.get(key)
@@ -68,7 +67,7 @@ class SingleFlightCache(Generic[T]):
         try:
             return await asyncio.shield(flight)
         except BritonError as error:
-            raise copy.copy(error) from None
+            raise replace(error) from None
         except asyncio.CancelledError:
             if flight.cancelled():  # by cancel(), not by this caller
                 raise Unavailable("shutting down") from None
@@ -99,7 +98,7 @@ class SingleFlightCache(Generic[T]):
         try:
             value = await make()
         except BritonError as error:
-            self._keep(key, _Failure(copy.copy(error), self._clock() + self._failure_ttl_s))
+            self._keep(key, _Failure(replace(error), self._clock() + self._failure_ttl_s))
             raise
         else:
             self._keep(key, value)

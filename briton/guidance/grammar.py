@@ -1,4 +1,4 @@
-"""JSON schema and JSON object through llguidance: the matcher behind the Guide protocol, and the compile."""
+"""JSON schemas through llguidance: the matcher behind the Guide protocol, and the compile."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 # A matcher's memory is not told by the library: what the lexer states and items of usual schemas come to.
 _MATCHER_BYTES = 1 << 20
+_NUM_PROBED = 4  # tokens
 _MAX_LEXER_STATES = 50_000  # 1-2 KB each, shared by all requests of one schema
 
 
@@ -34,19 +35,24 @@ class GrammarCompiler:
         self._tokenizer = LLTokenizer(_TokenizerView(vocabulary))
         self._parser_limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES)
 
-    def compile_schema(self, text: str) -> GrammarGuide:
-        """A guide in its start state. Raises InvalidRequest and Unsupported, naming keyword and JSON pointer."""
+    def check_schema(self, text: str) -> dict[str, Any]:
+        """A caller's schema, reduced to what is enforced, after it has compiled once. In a process that can be killed.
+
+        Raises InvalidRequest and Unsupported, naming keyword and JSON pointer.
+        """
         checked = read_schema(text, self._limits)
         guide = self._compile(checked.root)
         if isinstance(guide, str):
             raise self._explain(checked, guide)
-        return guide
+        if failure := guide.probe(_NUM_PROBED):
+            raise Unsupported(f"{SCHEMA_FIELD} is too wide or too complex for the parser: {failure}", SCHEMA_FIELD)
+        return checked.root
 
-    def compile_object(self) -> GrammarGuide:
-        """A guide for any JSON object."""
-        guide = self._compile({"type": "object"})
+    def compile(self, schema: dict[str, Any]) -> GrammarGuide:
+        """A guide in its start state, for a schema that `check_schema` has let through. Raises Unsupported."""
+        guide = self._compile(schema)
         if isinstance(guide, str):
-            raise Unsupported(f"response_format: {guide}", "response_format")
+            raise Unsupported(f"{SCHEMA_FIELD} is not supported: {guide}", SCHEMA_FIELD)
         return guide
 
     def _compile(self, schema: dict[str, Any]) -> GrammarGuide | str:
@@ -175,6 +181,20 @@ class GrammarGuide:
         row = np.zeros(self._vocabulary.num_words, np.int32)
         matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
         return not matcher.is_error() and bool(row.any())
+
+    def probe(self, num_tokens: int) -> str:
+        """Follow the shortest allowed tokens from here, which open objects and strings; why that fails, or nothing."""
+        matcher = self._matcher.deep_copy()
+        token_bytes = self._vocabulary.token_bytes
+        for _ in range(num_tokens):
+            bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+            allowed = [int(i) for i in np.flatnonzero(bits)]
+            texts = [(len(data), -data[0], i) for i in allowed if (data := token_bytes[i]) is not None]
+            if texts:
+                matcher.consume_token(min(texts)[2])
+            if matcher.is_error():
+                return _first_line(matcher.get_error())
+        return ""
 
     def _allow_stops(self, row: NDArray[np.int32]) -> None:
         bits = row.view(np.uint32)

@@ -118,8 +118,8 @@ async def test_a_long_list_of_choices_compiles(make_compiler, byte_level):
 async def test_requests_at_once_share_one_compile(make_compiler, byte_level, monkeypatch):
     compiler = make_compiler()
     compiles = []
-    make = compiler._grammars.compile_schema
-    monkeypatch.setattr(compiler._grammars, "compile_schema", lambda text: compiles.append(text) or make(text))
+    make = compiler._grammars.compile
+    monkeypatch.setattr(compiler._grammars, "compile", lambda schema: compiles.append(schema) or make(schema))
     spec = GuideSpec("json_schema", '{"type": "array", "items": {"type": "integer"}}')
     guides = await asyncio.gather(*(compiler.compile(spec) for _ in range(8)))
     assert len(compiles) == 1
@@ -142,19 +142,45 @@ async def test_a_guide_that_has_worn_out_is_compiled_again(make_compiler, byte_l
     assert (await compiler.compile(spec)).advance(byte_level.tokens_of("{}"))
 
 
-async def test_a_slow_schema_is_given_up(make_compiler, monkeypatch):
-    compiler = make_compiler(GuideLimits(compile_timeout_s=0.05))
-    monkeypatch.setattr(compiler._grammars, "compile_schema", lambda text: time.sleep(0.3))
-    with pytest.raises(InvalidRequest, match=r"schema: compiling took longer than 0\.05 s"):
-        await compiler.compile(GuideSpec("json_schema", "{}"))
+def intersection(count):
+    """Patterns that hold at once: llguidance needs 17 s and 1 GB for 22 of them, and 5 GB for 28."""
+    return json.dumps({"type": "string", "allOf": [{"pattern": f"a.{{{i}}}b"} for i in range(2, 2 + count)]})
+
+
+async def test_an_exploding_schema_is_stopped_and_the_next_one_compiles(make_compiler):
+    compiler = make_compiler(GuideLimits(compile_timeout_s=0.5))
+    await compiler.compile(GuideSpec("json_schema", "{}"))
+    with pytest.raises(InvalidRequest) as caught:
+        await compiler.compile(GuideSpec("json_schema", intersection(22)))
+    assert caught.value.message == ("response_format.json_schema.schema: compiling took longer than 0.5 s: simplify it")
+    await compiler.compile(GuideSpec("json_schema", '{"type": "null"}'))
+
+
+async def test_a_schema_that_needs_too_much_memory_is_stopped(make_compiler):
+    """In this process, it would end it: Rust aborts when memory is refused."""
+    compiler = make_compiler(GuideLimits(compile_timeout_s=30.0, compile_memory_bytes=64 << 20))
+    with pytest.raises(InvalidRequest) as caught:
+        await compiler.compile(GuideSpec("json_schema", intersection(28)))
+    assert caught.value.message == ("response_format.json_schema.schema: compiling needs more than 64 MiB: simplify it")
+    await compiler.compile(GuideSpec("json_schema", '{"type": "null"}'))
 
 
 async def test_large_schemas_compile_within_their_time(make_compiler):
     compiler = make_compiler()
-    wide = {"type": "object", "properties": {f"p{i}": {"type": "string", "maxLength": 64} for i in range(2000)}}
+    properties = {f"p{i}": {"type": "string", "maxLength": 64} for i in range(2000)}
+    wide = {"type": "object", "properties": properties, "required": list(properties)}
     many = {"enum": [f"value {i}" for i in range(15_000)]}
     for schema in (wide, many):
         await compiler.compile(GuideSpec("json_schema", json.dumps(schema)))
+
+
+async def test_a_schema_too_wide_for_the_parser_is_refused_before_the_first_token(make_compiler):
+    """With 2,000 optional properties the grammar compiles, but fails behind the first quote."""
+    wide = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(2000)}}
+    with pytest.raises(
+        Unsupported, match=r"schema is too wide or too complex for the parser: Parser Error: Current row"
+    ):
+        await make_compiler().compile(GuideSpec("json_schema", json.dumps(wide)))
 
 
 async def test_a_model_without_a_stop_token_has_no_guides(make_compiler):
@@ -165,10 +191,14 @@ async def test_a_model_without_a_stop_token_has_no_guides(make_compiler):
 async def test_close_ends_the_child_and_can_be_repeated(make_compiler):
     compiler = make_compiler()
     await compiler.compile(GuideSpec("regex", "a"))
-    child = compiler._regexes._child
+    await compiler.compile(GuideSpec("json_schema", "{}"))
+    children = [compiler._regexes.pid, compiler._schemas.pid]
+    assert all(_is_running(pid) for pid in children)
     compiler.close()
-    assert child.poll() is not None
+    assert not any(_is_running(pid) for pid in children)
     compiler.close()
+    with pytest.raises(Unavailable):
+        compiler._regexes.compile("a", "guided_regex")
 
 
 async def test_it_works_beside_a_grpc_server(make_compiler, byte_level):
@@ -185,7 +215,7 @@ async def test_it_works_beside_a_grpc_server(make_compiler, byte_level):
 
 def test_the_child_imports_nothing_of_the_engine():
     code = (
-        "import sys; sys.argv = ['x', '0', '0', '0']; import briton.guidance.regex_worker, briton.guidance.regex_index;"
+        "import sys, briton.guidance.compile_worker, briton.guidance.regex_index;"
         "print([m for m in ('grpc', 'openvino', 'transformers', 'llguidance', 'pydantic') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
@@ -201,7 +231,7 @@ def test_the_child_ends_with_its_parent():
         "from briton.guidance.guide import GuideSpec\n"
         "c = new_compiler(vocabularies.byte_level())\n"
         "asyncio.run(c.compile(GuideSpec('regex', 'a')))\n"
-        "print(c._regexes._child.pid, flush=True)\n"
+        "print(c._regexes.pid, flush=True)\n"
         "os._exit(0)\n"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -1,0 +1,108 @@
+"""The process that compiles first: reads regexes and schemas from a pipe, answers, and may be killed at any time.
+
+Neither library can be interrupted, nor bounded in memory: a regex of 16 bytes, or a schema of two dozen patterns, is
+enough to ask for gigabytes. `CompileProcess` starts it:
+
+    python -m briton.guidance.compile_worker FD MEMORY_BYTES CPU_S
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+OUT_OF_MEMORY = 3  # exit code
+
+# What is sent back: a word, and what it is about.
+DONE, INVALID, UNSUPPORTED = "done", "invalid", "unsupported"
+Answer = tuple[str, Any]
+
+
+def main() -> int:
+    """Serve one connection until it is closed. First message: a `Setup`; then one (kind, text) each."""
+    fd, memory_bytes, cpu_s = (float(argument) for argument in sys.argv[1:4])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when this ends
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's thread pools would count as address space
+    connection = Connection(int(fd))
+    try:
+        kind, setup = connection.recv()
+        compile_text = _regex_compiler(setup) if kind == "regex" else _schema_compiler(setup)
+        _limit(resource.RLIMIT_AS, _address_space() + int(memory_bytes))
+        connection.send(None)  # ready
+        while True:
+            text: str = connection.recv()
+            # A second line of defence: it holds when the parent is gone, too.
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            _limit(resource.RLIMIT_CPU, math.ceil(usage.ru_utime + usage.ru_stime + cpu_s) + 1)
+            try:
+                connection.send(compile_text(text))
+            except MemoryError:
+                os._exit(OUT_OF_MEMORY)
+    except EOFError:
+        return 0
+
+
+def _regex_compiler(setup: dict[str, Any]) -> Callable[[str], Answer]:
+    """Patterns to AutomatonArrays."""
+    from briton.guidance.regex_index import RegexError, RegexIndexer
+
+    indexer = RegexIndexer(setup["token_bytes"], setup["stop_token_ids"], setup["limits"].max_guide_bytes)
+
+    def compile_text(pattern: str) -> Answer:
+        try:
+            return DONE, indexer.compile(pattern)
+        except RegexError as error:
+            return INVALID, str(error)
+
+    return compile_text
+
+
+def _schema_compiler(setup: dict[str, Any]) -> Callable[[str], Answer]:
+    """Schemas to the checked schemas that compile."""
+    from briton.errors import InvalidRequest, Unsupported
+    from briton.guidance.grammar import GrammarCompiler
+    from briton.guidance.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary(
+        setup["token_bytes"],
+        vocab_size=len(setup["token_bytes"]),
+        stop_token_ids=setup["stop_token_ids"],
+        encode=lambda text: [],  # longest matches will do: nothing is generated here
+    )
+    grammars = GrammarCompiler(vocabulary, setup["limits"])
+
+    def compile_text(text: str) -> Answer:
+        try:
+            return DONE, grammars.check_schema(text)
+        except InvalidRequest as error:
+            return INVALID, error.message
+        except Unsupported as error:
+            return UNSUPPORTED, error.message
+
+    return compile_text
+
+
+def _limit(which: int, value: int) -> None:
+    hard = resource.getrlimit(which)[1]
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
+    resource.setrlimit(which, (value, hard))
+
+
+def _address_space() -> int:
+    """Bytes mapped now; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
