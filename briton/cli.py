@@ -216,17 +216,25 @@ def check(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="C
 
 
 def _open_config(path: Path, process: str, supervised: bool = False) -> tuple[Config, LineWriter]:
-    """Load a config and send the logs where it says. Its warnings are the supervisor's to tell, where there is one."""
+    """Load a config that can be served here, and send the logs where it says.
+
+    What is to be said about the config is said once: by the supervisor, where there is one.
+    """
     import logging
 
     from briton.config import load_config
+    from briton.config.local_target import local_target
     from briton.logs import configure_logging
 
     config = load_config(path)
+    substitution = local_target(config).substitution
     writer = configure_logging(config.briton.logging.level, config.briton.logging.format, process=process)
     if not supervised:
+        logger = logging.getLogger("briton.config")
         for warning in config.warnings:
-            logging.getLogger("briton.config").warning("%s", warning)
+            logger.warning("%s", warning)
+        if substitution is not None:
+            logger.info("%s", substitution)
     return config, writer
 
 
