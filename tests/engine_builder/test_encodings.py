@@ -17,6 +17,7 @@ from briton_engine_builder.encodings import BFloat16, Encoding, Float32, Int4Gro
 from briton_engine_builder.tensor import Tensor
 from tests.engine_builder.engines import dequantized
 
+TINY = np.finfo(np.float32).tiny  # subnormal weights may become 0
 WEIGHTS = arrays(np.float32, (3, 64), elements=st.floats(-1e4, 1e4, width=32))
 
 
@@ -65,11 +66,11 @@ def test_int8_is_within_half_a_step(values: NDArray[np.float32]) -> None:
     stored, back = encoded(Int8Rows(), values)
     step = stored["x.scale"].astype(np.float32)
     assert np.isfinite(step).all()
-    assert (np.abs(back - values) <= step * 0.5001).all()
+    assert (np.abs(back - values) <= step * 0.5001 + TINY).all()
     assert stored["x"].min() >= -127
-    # no wider than float16's own rounding of the ideal step
+    # no wider than float16's own rounding of the ideal step (6e-8 apart among its subnormals)
     ideal = np.abs(values).max(1, keepdims=True) / 127
-    assert (step <= np.maximum(ideal * 1.002, 6e-8)).all()
+    assert (step <= ideal * 1.002 + 6e-8).all()
 
 
 @given(WEIGHTS)
@@ -79,7 +80,7 @@ def test_int4_is_within_a_step(values: NDArray[np.float32]) -> None:
     stored, back = encoded(Int4Groups(), values)
     step = stored["x.scale"].astype(np.float32).repeat(32, axis=1)
     assert stored["x.zero"].max() <= 15
-    assert (np.abs(back - values) <= step * 1.001).all()
+    assert (np.abs(back - values) <= step * 1.001 + TINY).all()
     assert np.array_equal(back[values == 0], np.zeros((values == 0).sum(), np.float32))
 
 
