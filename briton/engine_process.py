@@ -17,7 +17,7 @@ import anyio
 
 from briton.config import Config
 from briton.engine import Engine
-from briton.errors import BuildError
+from briton.errors import BuildError, Unsupported
 from briton.executor import Executor, create_executor
 from briton.grpc_server import EngineServer
 from briton.guidance.compiler import GuideCompiler
@@ -100,7 +100,7 @@ def _compiler(config: Config, executor: Executor, tokenizer: Tokenizer) -> Guide
     info, section = executor.info, config.briton.guided_decoding
     try:
         vocabulary = tokenizer.vocabulary_bytes(info.vocab_size)
-    except BuildError as error:
+    except (BuildError, Unsupported) as error:
         logger.warning("no guided decoding: %s", error)
         return None
     return GuideCompiler(
