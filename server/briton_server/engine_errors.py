@@ -52,21 +52,20 @@ def error_from_rpc(error: grpc.aio.AioRpcError) -> Exception:
 
 
 def with_request_field(error: InvalidRequest | Unsupported, fields: Mapping[str, str]) -> InvalidRequest | Unsupported:
-    """The error with its field as the HTTP request spells it: "sampling.top_p" is "top_p"; `fields` has others."""
-    if error.field is None:
-        return error
-    field = error.field.removeprefix("sampling.")
-    name = next((name for name in sorted(fields, key=len, reverse=True) if _is_prefix(name, field)), None)
-    if name is not None:
-        field = fields[name] + field[len(name) :]
-    message = error.message
-    if message.startswith(error.field) and message[len(error.field) :][:1] in (" ", ":", "[", "."):
-        message = field + message[len(error.field) :]
-    return replace(error, message=message, field=field)
+    """The error with its field as the HTTP request spells it: "sampling.top_p" is "top_p"; `fields` has other prefixes.
+
+    A message that begins with a field's name begins with the other spelling then.
+    """
+    field = None if error.field is None else _respelled(error.field, fields)
+    return replace(error, message=_respelled(error.message, fields), field=field)
 
 
-def _is_prefix(name: str, path: str) -> bool:
-    return path == name or (path.startswith(name) and path[len(name)] in ".[#/")
+def _respelled(text: str, fields: Mapping[str, str]) -> str:
+    text = text.removeprefix("sampling.")
+    for name in sorted(fields, key=len, reverse=True):
+        if text.startswith(name) and text[len(name) :][:1] in ("", ".", "[", ":", " "):
+            return fields[name] + text[len(name) :]
+    return text
 
 
 def _status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
