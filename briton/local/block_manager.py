@@ -10,8 +10,9 @@ same way takes it back. Only full blocks of computed tokens are ever hashed, so 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from briton.local.sequence import Sequence
 
@@ -41,7 +42,7 @@ class BlockManager:
         """The cached blocks a sequence without blocks could start from. At least one token is left to compute: its
         logits are needed."""
         matched: list[int] = []
-        for digest in self._chain(sequence, (sequence.num_tokens - 1) // self.block_size):
+        for digest in self._chain(sequence, 0, (sequence.num_tokens - 1) // self.block_size):
             block = self._block_of.get(digest)
             if block is None:
                 break
@@ -59,10 +60,8 @@ class BlockManager:
                 del self._free[block]
                 self.num_cached_free_blocks -= 1
             self._ref_counts[block] += 1
-            digest = self._hashes[block]
-            assert digest is not None
-            sequence.block_hashes.append(digest)
         sequence.block_table.extend(matched)
+        sequence.num_committed_blocks = len(matched)
         sequence.num_computed_tokens = len(matched) * self.block_size
 
     def blocks_missing(self, sequence: Sequence, num_tokens: int) -> int:
@@ -85,16 +84,17 @@ class BlockManager:
     def commit(self, sequence: Sequence) -> None:
         """Make the sequence's full computed blocks known for reuse. The first block of equal content stays the known
         one."""
-        known = len(sequence.block_hashes)
+        committed = sequence.num_committed_blocks
         num_full = sequence.num_computed_tokens // self.block_size
-        if known >= num_full:
+        if committed == num_full:
             return
-        for i, digest in enumerate(self._chain(sequence, num_full, start=known), start=known):
-            sequence.block_hashes.append(digest)
+        for block, digest in zip(
+            sequence.block_table[committed:num_full], self._chain(sequence, committed, num_full), strict=True
+        ):
             if digest not in self._block_of:
-                block = sequence.block_table[i]
                 self._hashes[block] = digest
                 self._block_of[digest] = block
+        sequence.num_committed_blocks = num_full
 
     def free(self, sequence: Sequence) -> None:
         """Take all blocks from a sequence. Its last blocks become the least recently used ones: a prefix outlives
@@ -105,7 +105,7 @@ class BlockManager:
                 self._free[block] = None
                 self.num_cached_free_blocks += self._hashes[block] is not None
         sequence.block_table.clear()
-        sequence.block_hashes.clear()
+        sequence.num_committed_blocks = 0
         sequence.num_computed_tokens = 0
 
     def check_invariants(self, sequences: Iterable[Sequence]) -> None:
@@ -116,7 +116,7 @@ class BlockManager:
             assert len(set(sequence.block_table)) == len(sequence.block_table), "a table holds a block twice"
             assert sequence.num_computed_tokens <= sequence.num_tokens
             assert sequence.num_computed_tokens <= len(sequence.block_table) * self.block_size
-            assert len(sequence.block_hashes) <= sequence.num_computed_tokens // self.block_size
+            assert sequence.num_committed_blocks <= sequence.num_computed_tokens // self.block_size
         for block in range(self.num_blocks):
             assert self._ref_counts[block] == held[block], f"block {block}: ref count is not the number of tables"
             assert (block in self._free) == (held[block] == 0), f"block {block}: free and used, or neither"
@@ -133,13 +133,22 @@ class BlockManager:
             self._hashes[block] = None
             self.num_cached_free_blocks -= 1
 
-    def _chain(self, sequence: Sequence, num_blocks: int, start: int = 0) -> Iterable[bytes]:
-        """Hashes of blocks start..num_blocks-1: each over the hash before it (at first: the salt) and the block's
-        token ids."""
-        digest = sequence.block_hashes[start - 1] if start else sequence.request.request.cache_salt.encode()
-        for i in range(start, num_blocks):
-            tokens = sequence.token_ids[i * self.block_size : (i + 1) * self.block_size]
-            digest = hashlib.blake2b(
-                digest + b"".join(t.to_bytes(4, "little") for t in tokens), digest_size=16
-            ).digest()
-            yield digest
+    def _chain(self, sequence: Sequence, start: int, end: int) -> Iterator[bytes]:
+        """Hashes of blocks start..end-1: each over the hash before it (at first: the salt's) and the block's token
+        ids. The sequence remembers them: one that waits at the head of the queue is asked at every step."""
+        known = sequence.block_hashes
+        for i in range(start, end):
+            if i == len(known):
+                # the salt's own hash: a salt as it is could be made to look like the hash of somebody's prefix
+                before = (
+                    known[-1]
+                    if known
+                    else _digest(sequence.request.request.cache_salt.encode("utf-8", "surrogatepass"))
+                )
+                tokens = array("I", sequence.token_ids[i * self.block_size : (i + 1) * self.block_size])
+                known.append(_digest(before + tokens.tobytes()))
+            yield known[i]
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()

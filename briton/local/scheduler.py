@@ -120,6 +120,9 @@ class Scheduler:
             assert self._reserved() <= self.blocks.num_free_blocks, "more was promised than is free"
 
     def _admit(self, plan: StepPlan, budget: int) -> None:
+        if not self._waiting:
+            return
+        unpromised = self.blocks.num_free_blocks - self._reserved()
         while self._waiting and budget > 0 and len(self.running) < self._max_batch_size:
             sequence = self._waiting[0][1]
             matched = self.blocks.match_prefix(sequence)
@@ -129,7 +132,7 @@ class Scheduler:
                 return
             end = sequence.max_num_tokens if self._policy == "guaranteed_no_evict" else num_cached + count
             needed = self.blocks.blocks_for(end) - len(matched) + self.blocks.num_free_among(matched)
-            if needed > self.blocks.num_free_blocks - self._reserved():
+            if needed > unpromised:
                 return  # nobody behind it overtakes: no starvation
             heapq.heappop(self._waiting)
             self.blocks.take_prefix(sequence, matched)
@@ -138,6 +141,7 @@ class Scheduler:
             self._note_start(sequence, num_cached)
             plan.append(ScheduledSequence(sequence, count))
             budget -= count
+            unpromised -= needed
 
     def _note_start(self, sequence: Sequence, num_cached: int) -> None:
         request = sequence.request

@@ -23,7 +23,8 @@ class Sequence:
     guide: Guide | None
     num_computed_tokens: int = 0  # tokens whose keys and values are in the cache
     block_table: list[int] = field(default_factory=list)
-    block_hashes: list[bytes] = field(default_factory=list)  # chained hashes of the full, computed blocks
+    block_hashes: list[bytes] = field(default_factory=list)  # chained hashes of full blocks of tokens, once asked for
+    num_committed_blocks: int = 0  # of block_table, from its start: computed, and known for reuse
     finish_reason: FinishReason | None = None
     penalties: PenaltyState | None = None  # the sampler's
     held_token_ids: list[int] = field(default_factory=list)  # of a request that does not stream
