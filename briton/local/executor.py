@@ -48,7 +48,6 @@ class LocalExecutor:
         self, info: ModelInfo, forward: Forward, *, policy: SchedulerPolicy, enable_chunked_context: bool = True
     ) -> None:
         self.info = info
-        self._forward = forward
         self._chunked = enable_chunked_context
         self._blocks = BlockManager(info.kv_cache_tokens // info.kv_block_size, info.kv_block_size)
         self._scheduler = Scheduler(
@@ -60,17 +59,18 @@ class LocalExecutor:
         )
         self._sampler = Sampler(info.vocab_size, info.stop_token_ids)
         self._output = OutputProcessor(info.stop_token_ids)
-        self._open: dict[int, Request] = {}
+        self._open: dict[int, Request] = {}  # accepted and not ended, the inbox included
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)  # something came into the inbox
         self._news = threading.Condition(self._lock)  # something came into the outbox
-        self._inbox: deque[GenerationRequest] = deque()
-        self._cancelled: deque[int] = deque()
+        self._inbox: deque[Request] = deque()
+        self._cancelled: deque[Request] = deque()
         self._outbox: list[TokenChunk] = []
         self._closing = False
         self._dead: EngineDead | None = None
         self._counters = _Counters()
-        self._thread = threading.Thread(target=self._run, name="briton-local-executor", daemon=True)
+        # the thread alone holds the model, so that its end frees it
+        self._thread = threading.Thread(target=self._run, args=(forward,), name="briton-local-executor", daemon=True)
         self._thread.start()
 
     def submit(self, request: GenerationRequest) -> None:
@@ -83,19 +83,23 @@ class LocalExecutor:
                 "prompt",
                 "context_length_exceeded",
             )
+        accepted = Request.create(request)  # here: a guide that cannot be copied is its caller's error, not the loop's
         with self._lock:
             if self._dead or self._closing:
                 raise self._dead or EngineDead("the executor is shut down")
             if len(self._inbox) + self._scheduler.num_waiting_requests >= self.info.max_queue_size:
                 raise QueueFull(f"{self.info.max_queue_size} requests are waiting, which is the limit: try again later")
-            self._inbox.append(request)
+            self._open[request.request_id] = accepted
+            self._inbox.append(accepted)
             self._work.notify()
 
     def cancel(self, request_id: int) -> None:
         """See `Executor.cancel`."""
         with self._lock:
-            self._cancelled.append(request_id)
-            self._work.notify()
+            request = self._open.get(request_id)
+            if request is not None:
+                self._cancelled.append(request)
+                self._work.notify()
 
     def await_chunks(self, timeout: float) -> list[TokenChunk]:
         """See `Executor.await_chunks`."""
@@ -127,21 +131,19 @@ class LocalExecutor:
             self._work.notify()
         self._thread.join()
 
-    def _run(self) -> None:
+    def _run(self, forward: Forward) -> None:
         error: EngineDead | None = None
         try:
             while self._take_in():
-                self._step()
+                self._step(forward)
         except Exception as cause:
             logger.exception("the executor's step failed; every open request ends")
             error = EngineDead(f"the executor failed: {cause}")
         reason = FinishReason.CANCELLED if error is None else FinishReason.ERROR
-        ended = [self._output.ended(request, reason, error) for request in self._open.values()]
         with self._lock:
-            left = [r.request_id for r in self._inbox]
-            ended += [TokenChunk(i, finish_reason=reason, error=error, is_final=True) for i in left]
+            self._outbox += [self._output.ended(request, reason, error) for request in self._open.values()]
+            self._open.clear()
             self._inbox.clear()
-            self._outbox += ended
             self._dead = error or EngineDead("the executor is shut down")
             self._news.notify_all()
 
@@ -154,19 +156,16 @@ class LocalExecutor:
             if self._closing:
                 return False
             while self._inbox:
-                request = Request.create(self._inbox.popleft())
-                self._open[request.request.request_id] = request
-                self._scheduler.add(request)
+                self._scheduler.add(self._inbox.popleft())
                 self._counters.num_requests += 1
             cancelled = list(self._cancelled)
             self._cancelled.clear()
-        for request_id in cancelled:
-            found = self._open.get(request_id)
-            if found is not None:
-                self._emit([self._end(found, FinishReason.CANCELLED)])
+        for request in cancelled:
+            if self._is_open(request):
+                self._emit([self._end(request, FinishReason.CANCELLED)])
         return True
 
-    def _step(self) -> None:
+    def _step(self, forward: Forward) -> None:
         started = time.perf_counter()
         plan = self._scheduler.schedule()
         if not plan:
@@ -174,24 +173,27 @@ class LocalExecutor:
         inputs = step_inputs(plan)
         self._counters.num_prompt_tokens += sum(_num_prompt_tokens(entry) for entry in plan)
         dispatched = time.perf_counter()
-        logits = self._forward(inputs)
+        logits = forward(inputs)
         computed = time.perf_counter()
-        chunks = self._book(plan, logits)
-        self._emit(chunks)
+        chunks: list[TokenChunk] = []
+        try:
+            self._book(plan, logits, chunks)
+        finally:  # who ended before something broke is no longer open: these chunks are all it gets
+            self._emit(chunks)
         ended = time.perf_counter()
         self._counters.num_steps += 1
         self._counters.step_s += ended - started
         self._counters.host_s += ended - started - (computed - dispatched)
 
-    def _book(self, plan: StepPlan, logits: NDArray[np.float32]) -> list[TokenChunk]:
-        """Update every sequence of the plan, and sample for those that caught up with their tokens."""
+    def _book(self, plan: StepPlan, logits: NDArray[np.float32], chunks: list[TokenChunk]) -> None:
+        """Update every sequence of the plan, and sample for those that caught up with their tokens; their chunks are
+        added to `chunks`."""
         due = [entry.sequence for entry in plan if entry.samples]
         for sequence, count in plan:
             self._scheduler.update(sequence, count)
-        chunks: list[TokenChunk] = []
         for sequence, sampled in zip(due, self._sampler.sample(logits, due), strict=True):
             request = sequence.request
-            if request.request.request_id not in self._open:
+            if not self._is_open(request):
                 continue  # a sibling's error has just ended the request
             if isinstance(sampled, Exception):
                 chunks.append(self._end(request, FinishReason.ERROR, sampled))
@@ -207,7 +209,6 @@ class LocalExecutor:
                     del self._open[request.request.request_id]
             if chunk is not None:
                 chunks.append(chunk)
-        return chunks
 
     def _end(self, request: Request, reason: FinishReason, error: Exception | None = None) -> TokenChunk:
         """End a whole request before its time."""
@@ -217,6 +218,9 @@ class LocalExecutor:
             self._scheduler.finish(sequence)
         del self._open[request.request.request_id]
         return self._output.ended(request, reason, error)
+
+    def _is_open(self, request: Request) -> bool:
+        return self._open.get(request.request.request_id) is request
 
     def _emit(self, chunks: list[TokenChunk]) -> None:
         if chunks:

@@ -20,7 +20,7 @@ class OutputProcessor:
         when it is held back."""
         sequence.token_ids.append(sampled.token_id)
         stopped = self._is_stop(sequence, sampled.token_id)
-        if stopped or (sequence.guide is not None and sequence.guide.is_terminated()):
+        if stopped or sampled.ends_guide:
             sequence.finish_reason = FinishReason.STOP
         elif sequence.num_output_tokens >= sequence.sampling.max_tokens:
             sequence.finish_reason = FinishReason.LENGTH

@@ -26,6 +26,7 @@ class Sampled(NamedTuple):
 
     token_id: int
     logprob: TokenLogprob | None = None
+    ends_guide: bool = False  # nothing but the end may follow
 
 
 class Sampler:
@@ -41,7 +42,9 @@ class Sampler:
         """Sample row i of `logits` [rows, vocab] for sequence i; rows may be edited. An exception ends that
         sequence's request alone."""
         if all(_is_plain(sequence) for sequence in sequences):
-            return [Sampled(int(token)) for token in logits.argmax(axis=1)]
+            tokens = logits.argmax(axis=1)
+            if np.isfinite(logits[np.arange(len(tokens)), tokens]).all():
+                return [Sampled(int(token)) for token in tokens]
         results: list[Sampled | Exception] = []
         for row, sequence in zip(logits, sequences, strict=True):
             try:
@@ -54,6 +57,8 @@ class Sampler:
         sampling = sequence.sampling
         raw = row.copy() if sampling.logprobs is not None else None
         self._edit(row, sequence)
+        if not np.isfinite(row.max()):
+            raise RuntimeError("no logit is finite: the model's output is damaged, or every token is forbidden")
         if sequence.guide is not None:
             row = self._masked(row, sequence)
         token_id = int(row.argmax()) if sampling.temperature == 0 else draw(row, sampling, sequence.rng)
@@ -62,7 +67,7 @@ class Sampler:
         if sequence.penalties is not None:
             sequence.penalties.add(token_id)
         logprob = None if raw is None else token_logprob(raw, token_id, sampling.logprobs or 0)
-        return Sampled(token_id, logprob)
+        return Sampled(token_id, logprob, sequence.guide is not None and sequence.guide.is_terminated())
 
     def _edit(self, row: Row, sequence: Sequence) -> None:
         sampling = sequence.sampling

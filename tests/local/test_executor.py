@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 from briton.errors import EngineDead, InvalidRequest, QueueFull
 from briton.local.executor import LocalExecutor
 from briton.local.plan import StepInputs
 from briton.types import FinishReason, GenerationRequest, SamplingParams, TokenChunk
 from tests.local.paged_model import PagedModel, greedy, model_info
+from tests.scripted_guide import ScriptedGuide
 
 GREEDY = SamplingParams(max_tokens=8, temperature=0)
 
@@ -149,3 +153,121 @@ def test_stats_count_tokens() -> None:
     assert stats.num_output_tokens == 2 * len(greedy(prompt, 8))
     assert 0 < stats.host_s <= stats.step_s
     executor.shutdown()
+
+
+class BrokenGuide(ScriptedGuide):
+    """Fails where it is told to."""
+
+    broken = ""
+
+    def copy(self) -> Self:
+        if self.broken == "copy":
+            raise MemoryError("no room for a copy")
+        twin = super().copy()
+        twin.broken = self.broken
+        return twin
+
+    def is_terminated(self) -> bool:
+        if self.broken == "is_terminated":
+            raise RuntimeError("lost its place")
+        return super().is_terminated()
+
+
+def test_a_guide_that_cannot_be_copied_fails_its_own_request() -> None:
+    """The loop made the copy: its failure ended every request, and the guide's own never had a final chunk."""
+    executor, _ = start()
+    guide = BrokenGuide([{1}], [0])
+    guide.broken = "copy"
+    with pytest.raises(MemoryError):
+        executor.submit(GenerationRequest(0, (1, 2), GREEDY, guide))
+    executor.submit(GenerationRequest(1, (1, 2), GREEDY))
+    assert {c.request_id for c in collect(executor, 1)} == {1}
+    executor.shutdown()
+
+
+def test_a_guide_that_fails_after_its_token_ends_its_own_request_alone() -> None:
+    """is_terminated was asked outside the sampler's guard, and its failure ended the executor."""
+    executor, model = start(gate=True)
+    guide = BrokenGuide([{1}], [0])
+    guide.broken = "is_terminated"
+    executor.submit(GenerationRequest(0, (1, 2, 3), GREEDY))
+    executor.submit(GenerationRequest(1, (1, 2, 3), GREEDY, guide))
+    model.open.set()
+    chunks = collect(executor, 2)
+    assert [t for c in chunks if c.request_id == 0 for t in c.token_ids] == greedy((1, 2, 3), 8)
+    (failed,) = [c for c in chunks if c.request_id == 1]
+    assert failed.finish_reason is FinishReason.ERROR
+    assert "lost its place" in str(failed.error)
+    executor.shutdown()
+
+
+def test_who_ended_before_a_step_broke_keeps_its_final_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of a step were sent when all of it was booked: a failure on the way lost the finished requests'."""
+    executor, model = start(gate=True)
+    append = executor._output.append
+
+    def breaks_at_the_second(sequence, sampled):
+        if sequence.request.request.request_id == 1:
+            raise RuntimeError("the books are wet")
+        return append(sequence, sampled)
+
+    monkeypatch.setattr(executor._output, "append", breaks_at_the_second)
+    for i in range(2):
+        executor.submit(GenerationRequest(i, (1, 2, 3), SamplingParams(max_tokens=1, temperature=0)))
+    model.open.set()
+    reasons = {c.request_id: c.finish_reason for c in collect(executor, 2)}
+    assert reasons[0] in (FinishReason.LENGTH, FinishReason.STOP)
+    assert reasons[1] is FinishReason.ERROR
+
+
+def test_the_queue_time_counts_from_submit() -> None:
+    """It counted from the end of the step during which a request came."""
+    executor, model = start(gate=True)
+    executor.submit(GenerationRequest(0, (1, 2, 3), GREEDY))
+    while executor.stats().num_running == 0:
+        time.sleep(0.001)
+    executor.submit(GenerationRequest(1, (1, 2, 3), GREEDY))
+    time.sleep(0.1)
+    model.open.set()
+    (final,) = [c for c in collect(executor, 2) if c.request_id == 1 and c.is_final]
+    assert final.timings is not None
+    assert final.timings.queue_s >= 0.1
+    executor.shutdown()
+
+
+def test_a_cancellation_does_not_reach_a_later_request_of_the_same_id() -> None:
+    """Cancellations were carried out after the inbox was taken in, in whatever order both had come."""
+    executor, model = start(gate=True)
+    executor.submit(GenerationRequest(0, (1, 2, 3), GREEDY))
+    while executor.stats().num_running == 0:
+        time.sleep(0.001)
+    executor.cancel(5)
+    executor.submit(GenerationRequest(5, (1, 2, 3), GREEDY))
+    model.open.set()
+    chunks = collect(executor, 2)
+    assert [t for c in chunks if c.request_id == 5 for t in c.token_ids] == greedy((1, 2, 3), 8)
+    executor.shutdown()
+
+
+def test_a_salt_of_half_a_character_harms_nobody() -> None:
+    """A lone surrogate in cache_salt raised in the loop, and ended every request."""
+    executor, _ = start()
+    for i in range(2):
+        executor.submit(GenerationRequest(i, (1, 2, 3, 4, 5), GREEDY, cache_salt="\ud800"))
+        final = collect(executor, 1)[-1]
+        assert final.finish_reason is not FinishReason.ERROR
+        assert final.cached_tokens == 4 * i
+    executor.shutdown()
+
+
+def test_shutdown_frees_the_model() -> None:
+    """An executor that was shut down kept its model and KV cache as long as anybody kept the executor."""
+    executor, model = start()
+    executor.submit(GenerationRequest(0, (1, 2, 3), GREEDY))
+    collect(executor, 1)
+    kept = weakref.ref(model)
+    executor.shutdown()
+    del model
+    gc.collect()
+    assert kept() is None
+    assert executor.stats().num_requests == 1

@@ -200,6 +200,9 @@ class AllowOnly:
         self.advanced += token_ids
         return set(token_ids) <= set(self.allowed)
 
+    def is_terminated(self) -> bool:
+        return False
+
     def copy(self) -> AllowOnly:
         return self
 
@@ -221,3 +224,30 @@ def test_a_guide_without_a_way_ends_its_own_request_alone() -> None:
     assert isinstance(stuck, Exception)
     assert "guide allows no token" in str(stuck)
     assert fine == Sampled(6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "sampling",
+    [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}, {"temperature": 1.0, "top_k": 5}, {"logprobs": 2}],
+)
+def test_damaged_logits_end_their_own_request_alone(value: float, sampling: dict[str, float]) -> None:
+    """Greedy sampling took NaN for the best token and went on; other sampling raised IndexError; a guide took any
+    allowed token."""
+    for guide in (None, AllowOnly(5, 6)):
+        rows = np.concatenate([np.full((1, VOCAB_SIZE), value, np.float32), logits(t6=2)])
+        damaged, fine = Sampler(VOCAB_SIZE, [STOP]).sample(rows, [sequence(guide=guide, **sampling), sequence()])
+        assert isinstance(damaged, RuntimeError)
+        assert "no logit is finite" in str(damaged)
+        assert fine == Sampled(6)
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 50}, {"top_k": 1}, {"top_p": 0.0}, {"top_p": 0.9, "min_p": 1.0}])
+@pytest.mark.parametrize("temperature", [1e-30, 1e-5, 1.0, 100.0])
+def test_extreme_sampling_stays_within_the_guide(temperature: float, filters: dict[str, float]) -> None:
+    row = np.random.default_rng(0).normal(0, 40, (1, VOCAB_SIZE)).astype(np.float32)
+    for _ in range(20):
+        (drawn,) = sample(row.copy(), sequence(guide=AllowOnly(3, 299), temperature=temperature, **filters))
+        assert drawn in (3, 299)
+        if temperature < 1 or filters.get("top_k") == 1 or "top_p" in filters:
+            assert drawn == (3 if row[0, 3] > row[0, 299] else 299)
