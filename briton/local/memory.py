@@ -3,6 +3,7 @@ there is."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from briton.errors import ConfigError
@@ -37,13 +38,42 @@ def num_kv_blocks(settings: LocalSettings, max_seq_len: int, block_bytes: int) -
     return blocks
 
 
-def available_memory_bytes() -> int:
-    """What the kernel says can be had without swapping, cut to what is left of a cgroup's limit."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+def available_memory_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """What the kernel says can be had without swapping, cut to what is left under the limits of this process's
+    cgroups."""
+    fields = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
+    return min([available, *_left_in_cgroups(proc, cgroups)])
+
+
+def _left_in_cgroups(proc: Path, cgroups: Path) -> Iterator[int]:
+    """Bytes left in each limited memory cgroup from this process's own up to the mount, version 1 or 2.
+
+    Cached file pages count as left, as they do in MemAvailable: a container that has just downloaded a model is full
+    of them.
+    """
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        entries = [line.split(":", 2) for line in (proc / "self/cgroup").read_text().splitlines()]
     except OSError:
-        return available
-    return available if limit == "max" else min(available, int(limit) - used)
+        return
+    for _, controllers, path in entries:
+        if not controllers:
+            mount, limit_file, used_file, prefix = cgroups, "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            mount, prefix = cgroups / "memory", "total_"
+            limit_file, used_file = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        own = mount / path.lstrip("/")  # not there when only the container's part is mounted: its parents are
+        for directory in (own, *own.parents):
+            if not directory.is_relative_to(mount):
+                break
+            try:
+                limit = (directory / limit_file).read_text().strip()
+                used = int((directory / used_file).read_text())
+                stat = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
+            except OSError:
+                continue
+            if limit != "max":
+                cached = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active"))
+                yield max(0, int(limit) - used + cached)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from briton.errors import ConfigError
@@ -43,3 +45,56 @@ def test_too_much_and_too_little_are_refused_by_name() -> None:
 def test_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert 2**24 < available_memory_bytes() < 2**50
+
+
+def tree(root: Path, files: dict[str, str]) -> tuple[Path, Path]:
+    """A /proc that says 4 MiB are available, and a /sys/fs/cgroup."""
+    for name, text in {"proc/meminfo": "MemTotal: 9999 kB\nMemAvailable: 4096 kB\n", **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root / "proc", root / "cgroup"
+
+
+STAT = "anon 5\ninactive_file 300\nactive_file 200\n"
+STAT_V1 = "cache 1\ninactive_file 1\nactive_file 1\ntotal_inactive_file 300\ntotal_active_file 200\n"
+
+
+def test_no_cgroups() -> None:
+    assert list(memory._left_in_cgroups(Path("/nowhere"), Path("/nowhere"))) == []
+
+
+def test_the_limit_of_a_parent_counts_and_cached_pages_are_left(tmp_path: Path) -> None:
+    """Only the mount's own limit was read, and a page cache full of freshly written weights counted as used."""
+    places = tree(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/briton.slice/briton.service\n",
+            "cgroup/briton.slice/memory.max": "10000\n",
+            "cgroup/briton.slice/memory.current": "9000\n",
+            "cgroup/briton.slice/memory.stat": STAT,
+            "cgroup/briton.slice/briton.service/memory.max": "max\n",
+            "cgroup/briton.slice/briton.service/memory.current": "9000\n",
+            "cgroup/briton.slice/briton.service/memory.stat": STAT,
+        },
+    )
+    assert available_memory_bytes(*places) == 10000 - 9000 + 500
+
+
+def test_cgroup_version_1_in_a_container(tmp_path: Path) -> None:
+    """Version 1 was not read at all. Inside a container its path is the host's, and only the container's part is
+    mounted."""
+    limits = {
+        "proc/self/cgroup": "5:cpu:/\n4:cpuset,memory:/docker/0a1b\n0::/\n",
+        "cgroup/memory/memory.usage_in_bytes": "9000\n",
+        "cgroup/memory/memory.stat": STAT_V1,
+    }
+    places = tree(tmp_path, limits | {"cgroup/memory/memory.limit_in_bytes": "10000\n"})
+    assert available_memory_bytes(*places) == 1500
+    tree(tmp_path, limits | {"cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"})  # means: none
+    assert available_memory_bytes(*places) == 4096 * 1024
+
+
+def test_a_cgroup_over_its_limit_has_nothing_left(tmp_path: Path) -> None:
+    files = {"memory.max": "10000", "memory.current": "20000", "memory.stat": "anon 20000"}
+    places = tree(tmp_path, {"proc/self/cgroup": "0::/\n"} | {f"cgroup/{name}": text for name, text in files.items()})
+    assert available_memory_bytes(*places) == 0
