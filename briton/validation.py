@@ -73,9 +73,10 @@ def check_sampling(sampling: SamplingParams, info: ModelInfo) -> None:
 
 
 def _in_range(field: str, value: float, low: float, high: float | None) -> None:
-    if not math.isfinite(value) or value < low or (high is not None and value > high):
-        limit = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-        raise InvalidRequest(f"{field} must be {limit}, not {value:g}", field)
+    # no float arithmetic, and so no overflow, on integers of any size; NaN fails every comparison
+    if not low <= value < math.inf or (high is not None and value > high):
+        limit = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise InvalidRequest(f"{field} must be {limit}, not {value}", field)
 
 
 def _at_most(field: str, count: int, limit: int) -> None:
