@@ -15,13 +15,14 @@ from typing_extensions import Self
 from briton.errors import InvalidRequest, Unsupported
 from briton.guidance.diagnosis import culprit
 from briton.guidance.limits import GuideLimits
-from briton.guidance.schema import SCHEMA_FIELD, CheckedSchema, read_schema, unsupported_keyword
+from briton.guidance.schema import SCHEMA_FIELD, CheckedSchema, read_schema, shown, unsupported_keyword
 from briton.guidance.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-# A matcher's memory is not told by the library: what the lexer states and items of usual schemas come to.
+# A matcher's memory is not told by the library: what the states of usual schemas, and the grammar, come to.
 _MATCHER_BYTES = 1 << 20
+_BYTES_PER_CHARACTER = 64
 _NUM_PROBED = 4  # tokens
 _MAX_LEXER_STATES = 50_000  # 1-2 KB each, shared by all requests of one schema
 
@@ -41,31 +42,30 @@ class GrammarCompiler:
         Raises InvalidRequest and Unsupported, naming keyword and JSON pointer.
         """
         checked = read_schema(text, self._limits)
-        guide = self._compile(checked.root)
-        if isinstance(guide, str):
-            raise self._explain(checked, guide)
+        try:
+            guide = self._compile(checked.root)
+        except _Refused as refused:
+            raise self._explain(checked, str(refused)) from None
         if failure := guide.probe(_NUM_PROBED):
             raise Unsupported(f"{SCHEMA_FIELD} is too wide or too complex for the parser: {failure}", SCHEMA_FIELD)
         return checked.root
 
     def compile(self, schema: dict[str, Any]) -> GrammarGuide:
         """A guide in its start state, for a schema that `check_schema` has let through. Raises Unsupported."""
-        guide = self._compile(schema)
-        if isinstance(guide, str):
-            raise Unsupported(f"{SCHEMA_FIELD} is not supported: {guide}", SCHEMA_FIELD)
-        return guide
+        try:
+            return self._compile(schema)
+        except _Refused as refused:
+            raise Unsupported(f"{SCHEMA_FIELD} is not supported: {refused}", SCHEMA_FIELD) from None
 
-    def _compile(self, schema: dict[str, Any]) -> GrammarGuide | str:
-        """The guide, its first mask computed; or llguidance's message."""
+    def _compile(self, schema: dict[str, Any]) -> GrammarGuide:
+        """The guide, its first mask computed. Raises _Refused."""
         grammar = self._grammar(schema)
-        if grammar.startswith("!"):
-            return grammar[1:]
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._parser_limits)
         if matcher.is_error():
-            return _first_line(matcher.get_error())
-        guide = GrammarGuide(matcher, self._vocabulary)
+            raise _Refused(_first_line(matcher.get_error()))
+        guide = GrammarGuide(matcher, self._vocabulary, nbytes=_MATCHER_BYTES + _BYTES_PER_CHARACTER * len(grammar))
         if not guide.is_healthy():
-            return _first_line(matcher.get_error()) or "nothing matches it"
+            raise _Refused("nothing matches it")
         return guide
 
     def _grammar(self, schema: dict[str, Any]) -> str:
@@ -78,7 +78,7 @@ class GrammarCompiler:
         try:
             grammar: str = LLMatcher.grammar_from_json_schema(json.dumps(schema, ensure_ascii=False), overrides=options)
         except ValueError as error:
-            return f"!{_first_line(str(error))}"
+            raise _Refused(_first_line(str(error))) from None
         return grammar
 
     def _explain(self, checked: CheckedSchema, message: str) -> InvalidRequest | Unsupported:
@@ -86,14 +86,21 @@ class GrammarCompiler:
             return InvalidRequest(f"{SCHEMA_FIELD}: no JSON value can satisfy it: {message}", SCHEMA_FIELD)
 
         def compiles(schema: dict[str, Any]) -> bool:
-            grammar = self._grammar(schema)
-            return not grammar.startswith("!") and not LLMatcher.validate_grammar(grammar, limits=self._parser_limits)
+            try:
+                return not LLMatcher.validate_grammar(self._grammar(schema), limits=self._parser_limits)
+            except _Refused:
+                return False
 
         found = culprit(checked, compiles)
         if found.keyword is None:
-            where = found.pointer or "the root"
-            return Unsupported(f"{SCHEMA_FIELD}: the schema at {where} is not supported: {message}", SCHEMA_FIELD)
+            return Unsupported(
+                f"{SCHEMA_FIELD}: the schema at {shown(found.pointer)} is not supported: {message}", SCHEMA_FIELD
+            )
         return unsupported_keyword(found.keyword, found.pointer, message)
+
+
+class _Refused(Exception):
+    """llguidance's message on a schema."""
 
 
 class GrammarGuide:
@@ -104,11 +111,12 @@ class GrammarGuide:
     gives an all-zero row. Stop ids are kept out of it: older releases know but one.
     """
 
-    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, num_consumed: int = 0, num_stops: int = 0) -> None:
+    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, *, nbytes: int = 0) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
-        self._num_consumed = num_consumed  # tokens, without stop ids
-        self._num_stops = num_stops  # stop ids consumed, all of them after the rest
+        self._num_consumed = 0  # tokens, without stop ids
+        self._num_stops = 0  # stop ids consumed, all of them after the rest
+        self.nbytes = nbytes  # of what all copies share: an estimate
 
     def fill_bitmask(self, row: NDArray[np.int32]) -> None:
         """Write the mask of the next token into `row`; all zeros when the parser has failed."""
@@ -126,8 +134,12 @@ class GrammarGuide:
             self._allow_stops(row)
 
     def advance(self, token_ids: Sequence[int]) -> bool:
-        """Consume tokens, or none of them when one is not allowed."""
+        """Consume tokens, or none of them when one is not allowed.
+
+        A parser that reaches a limit of its own has taken them: the next mask is empty, which ends the request.
+        """
         num_consumed = num_stops = 0
+        was_sound = not self._matcher.is_error()
         for token_id in token_ids:
             if token_id in self._vocabulary.stops:
                 if not (self._num_stops or num_stops or self._may_end()):
@@ -137,6 +149,8 @@ class GrammarGuide:
                 break
             else:
                 num_consumed += 1
+        if was_sound and self._matcher.is_error():
+            return True
         if num_consumed + num_stops < len(token_ids):
             if num_consumed:
                 self._matcher.rollback(num_consumed)
@@ -168,12 +182,9 @@ class GrammarGuide:
 
     def copy(self) -> Self:
         """An independent guide in the same state."""
-        return type(self)(self._matcher.deep_copy(), self._vocabulary, self._num_consumed, self._num_stops)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held by what all copies share, in bytes: an estimate."""
-        return _MATCHER_BYTES
+        copy = type(self)(self._matcher.deep_copy(), self._vocabulary, nbytes=self.nbytes)
+        copy._num_consumed, copy._num_stops = self._num_consumed, self._num_stops
+        return copy
 
     def is_healthy(self) -> bool:
         """False when nothing may follow. All copies share one lexer, whose states have a limit: it can wear out."""

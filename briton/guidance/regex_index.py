@@ -129,7 +129,7 @@ class RegexIndexer:
 def _explain(message: str) -> str:
     if "Found no transitions" in message:
         return "no string matches it"
-    detail = message.strip("'").removeprefix("Failed to build DFA ")
+    detail = message.strip("'").removeprefix("Failed to build DFA ")[:200]
     return f"not a regular expression in Rust's syntax, which has no look-around and no back-references: {detail}"
 
 

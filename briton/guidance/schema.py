@@ -29,6 +29,9 @@ ANNOTATIONS = (
 _VACUOUS: Mapping[str, Any] = {"uniqueItems": False, "nullable": False}
 
 
+_MAX_SHOWN = 200  # characters of a caller's text in a message
+
+
 class Subschema(NamedTuple):
     """A schema inside a schema, and where."""
 
@@ -90,7 +93,7 @@ def read_schema(text: str, limits: GuideLimits) -> CheckedSchema:
                 pending.append(Subschema(inner_pointer, inner, depth + 1))
             elif not isinstance(inner, bool):
                 raise InvalidRequest(
-                    f"{SCHEMA_FIELD}: {inner_pointer} must be a schema, not {_kind(inner)}", SCHEMA_FIELD
+                    f"{SCHEMA_FIELD}: {shown(inner_pointer)} must be a schema, not {_kind(inner)}", SCHEMA_FIELD
                 )
     by_pointer = {s.pointer: s.schema for s in subschemas}
     _check_references(references, by_pointer.keys())
@@ -105,8 +108,15 @@ def unsupported_keyword(keyword: str, pointer: str, reason: str = "") -> Unsuppo
     """The one sentence for a keyword that cannot be enforced."""
     detail = f": {reason}" if reason else ""
     return Unsupported(
-        f"{SCHEMA_FIELD}: keyword '{keyword}' at {pointer or 'the root'} is not supported{detail}", SCHEMA_FIELD
+        f"{SCHEMA_FIELD}: keyword '{keyword[:_MAX_SHOWN]}' at {shown(pointer)} is not supported{detail}", SCHEMA_FIELD
     )
+
+
+def shown(pointer: str) -> str:
+    """A pointer in a message: an error crosses the wire in headers, so it is cut in the middle when it is long."""
+    if len(pointer) > _MAX_SHOWN:
+        return f"{pointer[: _MAX_SHOWN // 2]}...{pointer[-_MAX_SHOWN // 2 :]}"
+    return pointer or "the root"
 
 
 def _check_keywords(pointer: str, schema: Mapping[str, Any]) -> None:
@@ -115,7 +125,7 @@ def _check_keywords(pointer: str, schema: Mapping[str, Any]) -> None:
         if check is not None:
             if not check.holds(value):
                 raise InvalidRequest(
-                    f"{SCHEMA_FIELD}: keyword '{keyword}' at {pointer or 'the root'} must be {check.must_be}, "
+                    f"{SCHEMA_FIELD}: keyword '{keyword}' at {shown(pointer)} must be {check.must_be}, "
                     f"not {_kind(value)}",
                     SCHEMA_FIELD,
                 )
@@ -143,7 +153,7 @@ def _check_references(references: list[tuple[str, str]], known: Collection[str])
             raise unsupported_keyword("$ref", pointer, f"{target[:80]!r} is not a local reference ('#/...')")
         if target[1:] not in known:
             raise InvalidRequest(
-                f"{SCHEMA_FIELD}: keyword '$ref' at {pointer or 'the root'} points to {target[:80]!r}, "
+                f"{SCHEMA_FIELD}: keyword '$ref' at {shown(pointer)} points to {target[:80]!r}, "
                 "which is no schema in this document",
                 SCHEMA_FIELD,
             )
@@ -190,7 +200,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(keys) != len(pairs):
         seen: set[str] = set()
         repeated = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {repeated!r} occurs twice in one object")
+        raise ValueError(f"key {repeated[:_MAX_SHOWN]!r} occurs twice in one object")
     return keys
 
 

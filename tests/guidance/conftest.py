@@ -32,6 +32,14 @@ def compiler(vocabulary):
     compiler.close()
 
 
+@pytest.fixture(scope="session")
+def byte_level_compiler(byte_level):
+    """For tests of what is refused: its children are started once."""
+    compiler = new_compiler(byte_level)
+    yield compiler
+    compiler.close()
+
+
 def new_compiler(vocabulary: TestVocabulary, limits: GuideLimits | None = None, **overrides) -> GuideCompiler:
     """A compiler as the engine makes it."""
     arguments = {

@@ -80,18 +80,17 @@ async def test_masks_are_bounded(make_compiler):
 
 
 @pytest.mark.parametrize("pattern", ["[a", "a)|(b", "*", r"\1", "(?=a)b", r"\p{Nonsense}", "a{2,1}"])
-async def test_a_bad_regex_is_the_callers_error(make_compiler, pattern):
+async def test_a_bad_regex_is_the_callers_error(byte_level_compiler, pattern):
     with pytest.raises(InvalidRequest, match="guided_regex: not a regular expression in Rust's syntax"):
-        await make_compiler().compile(GuideSpec("regex", pattern))
+        await byte_level_compiler.compile(GuideSpec("regex", pattern))
 
 
-async def test_a_regex_that_matches_nothing_is_refused(make_compiler):
+async def test_a_regex_that_matches_nothing_is_refused(byte_level_compiler):
     with pytest.raises(InvalidRequest, match="guided_regex: no string matches it"):
-        await make_compiler().compile(GuideSpec("regex", "[a&&b]"))
+        await byte_level_compiler.compile(GuideSpec("regex", "[a&&b]"))
 
 
-async def test_bounds_of_texts_and_lists(make_compiler):
-    compiler = make_compiler()
+async def test_bounds_of_texts_and_lists(byte_level_compiler):
     for spec, message in (
         (GuideSpec("regex", "a" * 5000), "guided_regex has 5000 bytes; the limit is 4096"),
         (GuideSpec("choice", choices=()), "guided_choice must have at least 1 entry"),
@@ -104,13 +103,13 @@ async def test_bounds_of_texts_and_lists(make_compiler):
         ),
     ):
         with pytest.raises(InvalidRequest) as caught:
-            await compiler.compile(spec)
+            await byte_level_compiler.compile(spec)
         assert caught.value.message == message
 
 
-async def test_a_long_list_of_choices_compiles(make_compiler, byte_level):
+async def test_a_long_list_of_choices_compiles(byte_level_compiler, byte_level):
     choices = tuple(f"label {i:04d} of the catalogue" for i in range(1024))
-    guide = await make_compiler().compile(GuideSpec("choice", choices=choices))
+    guide = await byte_level_compiler.compile(GuideSpec("choice", choices=choices))
     assert guide.advance(byte_level.tokens_of(choices[777]))
     assert guide.is_terminated()
 
@@ -165,22 +164,21 @@ async def test_a_schema_that_needs_too_much_memory_is_stopped(make_compiler):
     await compiler.compile(GuideSpec("json_schema", '{"type": "null"}'))
 
 
-async def test_large_schemas_compile_within_their_time(make_compiler):
-    compiler = make_compiler()
+async def test_large_schemas_compile_within_their_time(byte_level_compiler):
     properties = {f"p{i}": {"type": "string", "maxLength": 64} for i in range(2000)}
     wide = {"type": "object", "properties": properties, "required": list(properties)}
     many = {"enum": [f"value {i}" for i in range(15_000)]}
     for schema in (wide, many):
-        await compiler.compile(GuideSpec("json_schema", json.dumps(schema)))
+        await byte_level_compiler.compile(GuideSpec("json_schema", json.dumps(schema)))
 
 
-async def test_a_schema_too_wide_for_the_parser_is_refused_before_the_first_token(make_compiler):
+async def test_a_schema_too_wide_for_the_parser_is_refused_before_the_first_token(byte_level_compiler):
     """With 2,000 optional properties the grammar compiles, but fails behind the first quote."""
     wide = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(2000)}}
     with pytest.raises(
         Unsupported, match=r"schema is too wide or too complex for the parser: Parser Error: Current row"
     ):
-        await make_compiler().compile(GuideSpec("json_schema", json.dumps(wide)))
+        await byte_level_compiler.compile(GuideSpec("json_schema", json.dumps(wide)))
 
 
 async def test_a_model_without_a_stop_token_has_no_guides(make_compiler):

@@ -179,3 +179,17 @@ async def test_a_failed_parser_gives_an_empty_mask_not_the_end(compiler, vocabul
     assert not guide.advance([vocabulary.stop_token_ids[0]])
     assert not guide.is_terminated()
     assert guide.forced_tokens() == []
+
+
+async def test_a_parser_that_reaches_its_limit_ends_in_an_empty_mask(byte_level_compiler, byte_level, caplog):
+    """Not in a refused token: the mask allowed it. 2,000 optional properties, without the check that refuses them."""
+    wide = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(2000)}}
+    guide = byte_level_compiler._grammars.compile(wide)
+    brace = byte_level.tokens_of("{")
+    assert brace[0] in byte_level.allowed(guide)
+    assert guide.advance(brace)
+    assert byte_level.allowed(guide) == []
+    assert "a guide failed: Parser Error" in caplog.text
+    assert not guide.is_terminated()
+    assert not guide.advance(byte_level.tokens_of("}"))
+    assert not guide.advance([0])

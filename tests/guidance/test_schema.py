@@ -10,7 +10,6 @@ from briton.errors import InvalidRequest, Unsupported
 from briton.guidance.guide import GuideSpec
 from briton.guidance.limits import GuideLimits
 from briton.guidance.schema import read_schema
-from tests.guidance.conftest import new_compiler
 
 FIELD = "response_format.json_schema.schema"
 
@@ -19,11 +18,9 @@ def an_object(**properties):
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-@pytest.fixture(scope="module")
-def compiler(byte_level):
-    compiler = new_compiler(byte_level)
-    yield compiler
-    compiler.close()
+@pytest.fixture
+def compiler(byte_level_compiler):
+    return byte_level_compiler
 
 
 async def refusal(compiler, schema):
@@ -124,6 +121,19 @@ async def test_a_schema_is_bounded_in_bytes(compiler, size):
     schema = json.dumps({"description": "é" * (size // 2)}, ensure_ascii=False)
     error = await refusal(compiler, schema)
     assert error.message == f"{FIELD} has {len(schema.encode())} bytes; the limit is 262144"
+
+
+async def test_messages_stay_short(compiler):
+    """An error crosses the wire in headers, which are bounded."""
+    name = "n" * 100_000
+    for schema in (
+        an_object(**{name: {"not": {}}}),
+        {name: 1},
+        an_object(**{name: 3}),
+        an_object(**{name: {"type": name}}),
+    ):
+        assert len((await refusal(compiler, schema)).message) < 700
+    assert len((await refusal(compiler, f'{{"{name}": 1, "{name}": 2}}')).message) < 700
 
 
 def nested(levels):
