@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from typing import Any
 
@@ -194,15 +195,14 @@ async def test_bad_input_beside_a_request_that_stays_unharmed(serve: Serve) -> N
         assert executor.open_requests() == []
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-@pytest.mark.parametrize("stream", [False, True])
-async def test_an_unknown_model_is_not_found(gateway: RunningGateway, path: str, stream: bool) -> None:
-    response = await gateway.post(path, {"model": "gpt-99", "messages": HI, "prompt": "x", "stream": stream})
-    assert response.status_code == 404
-    error = response.json()["error"]
-    assert (error["param"], error["code"]) == ("model", "model_not_found")
-    assert "gpt-99" in error["message"]
-    assert MODEL in error["message"]
+async def test_an_unknown_model_is_not_found(gateway: RunningGateway) -> None:
+    for path, stream in itertools.product(("/v1/chat/completions", "/v1/completions"), (False, True)):
+        response = await gateway.post(path, {"model": "gpt-99", "messages": HI, "prompt": "x", "stream": stream})
+        assert response.status_code == 404
+        error = response.json()["error"]
+        assert (error["param"], error["code"]) == ("model", "model_not_found")
+        assert "gpt-99" in error["message"]
+        assert MODEL in error["message"]
 
 
 @pytest.mark.parametrize("chunked", [False, True])

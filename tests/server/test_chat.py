@@ -282,21 +282,28 @@ async def test_parse_gives_a_pydantic_model(serve: Serve) -> None:
             await client.chat.completions.parse(model=MODEL, messages=HI, response_format=Person, max_tokens=3)
 
 
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"response_format": {"type": "json_object"}}, '{"a":1}'),
-        ({"guided_regex": "[0-9]{2}"}, "42"),
-        ({"guided_choice": ["yes", "no"]}, "yes"),
-        ({"guided_json": {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}}, '{"a":1}'),
-        ({"guided_json": '{"enum": ["x"]}'}, '"x"'),
-        ({"extra_body": {"guided_choice": ["maybe"]}}, "maybe"),
-    ],
-)
-async def test_the_output_is_constrained(serve: Serve, fields: dict[str, Any], said: str) -> None:
-    async with serve(FakeExecutor(script=says(said)), guided=True) as running:
-        response = await running.post("/v1/chat/completions", {"model": MODEL, "messages": HI, **fields})
-    assert response.json()["choices"][0]["message"]["content"] == said
+CONSTRAINTS: list[tuple[dict[str, Any], str]] = [
+    ({"response_format": {"type": "json_object"}}, '{"a":1}'),
+    ({"guided_regex": "[0-9]{2}"}, "42"),
+    ({"guided_choice": ["yes", "no"]}, "yes"),
+    ({"guided_json": {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}}, '{"a":1}'),
+    ({"guided_json": '{"enum": ["x"]}'}, '"x"'),
+    ({"extra_body": {"guided_choice": ["maybe"]}}, "maybe"),
+]
+
+
+async def test_the_output_is_constrained(serve: Serve) -> None:
+    """A script that the guide forbids shows when the guide got lost on the way."""
+    executor = FakeExecutor()
+    async with serve(executor, guided=True) as running:
+        for fields, said in CONSTRAINTS:
+            executor.script = says(said)
+            response = await running.post("/v1/chat/completions", {"model": MODEL, "messages": HI, **fields})
+            assert response.json()["choices"][0]["message"]["content"] == said
+            executor.script = says("~" * 20)
+            body = {"model": MODEL, "messages": HI, "max_tokens": 20, **fields}
+            response = await running.post("/v1/chat/completions", body)
+            assert not response.json()["choices"][0]["message"]["content"].startswith("~")
 
 
 async def test_tools_that_are_not_to_be_used_are_ignored(client: AsyncOpenAI) -> None:

@@ -15,22 +15,19 @@ from tests.server.running import MODEL, RunningGateway
 TEXT = "Hello, wörld 🌍!"
 
 
-@pytest.mark.parametrize(
-    ("prompt", "num_prompts"),
-    [("abc", 1), (["abc"], 1), (["abc", "d"], 2), ([97, 98, 99], 1), ([[97, 98, 99], [100]], 2)],
-)
-async def test_every_shape_of_prompt(
-    client: AsyncOpenAI, executor: FakeExecutor, prompt: Any, num_prompts: int
-) -> None:
-    answer = await client.completions.create(model=MODEL, prompt=prompt, max_tokens=100)
-    assert [(c.index, c.text, c.finish_reason) for c in answer.choices] == [
-        (i, TEXT, "stop") for i in range(num_prompts)
-    ]
-    prompts = sorted(request.prompt_token_ids for request in executor.submitted)
-    assert prompts == [(97, 98, 99), (100,)][:num_prompts]
-    assert answer.usage is not None
-    assert answer.usage.prompt_tokens == sum(map(len, prompts))
-    assert answer.object == "text_completion"
+async def test_every_shape_of_prompt(client: AsyncOpenAI, executor: FakeExecutor) -> None:
+    shapes: list[Any] = ["abc", ["abc"], ["abc", "d"], [97, 98, 99], [[97, 98, 99], [100]]]
+    for shape, num_prompts in zip(shapes, (1, 1, 2, 1, 2), strict=True):
+        executor.submitted.clear()
+        answer = await client.completions.create(model=MODEL, prompt=shape, max_tokens=100)
+        assert [(c.index, c.text, c.finish_reason) for c in answer.choices] == [
+            (i, TEXT, "stop") for i in range(num_prompts)
+        ]
+        prompts = sorted(request.prompt_token_ids for request in executor.submitted)
+        assert prompts == [(97, 98, 99), (100,)][:num_prompts]
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens == sum(map(len, prompts))
+        assert answer.object == "text_completion"
 
 
 async def test_choices_of_several_prompts_are_numbered_prompt_by_prompt(serve: Serve) -> None:

@@ -80,17 +80,18 @@ async def test_metrics_add_up(gateway: RunningGateway) -> None:
     assert value("briton_engine_output_tokens_total") == 2 * whole["completion_tokens"]
 
 
-@pytest.mark.parametrize(("given", "kept"), [("my-id-1", True), ("", False), ("a b", False), ("x" * 129, False)])
-async def test_request_ids_go_in_and_out(gateway: RunningGateway, given: str, kept: bool) -> None:
-    for response in (
-        await gateway.post("/v1/chat/completions", CHAT, **{"x-request-id": given}),
-        await gateway.post("/v1/chat/completions", {**CHAT, "stream": True}, **{"x-request-id": given}),
-        await gateway.post("/v1/chat/completions", b"{", **{"x-request-id": given}),
-        await gateway.http.get("/live", headers={"x-request-id": given}),
-    ):
-        returned = response.headers["x-request-id"]
-        assert (returned == given) is kept
-        assert returned
+async def test_request_ids_go_in_and_out(gateway: RunningGateway) -> None:
+    for given, kept in (("my-id-1", True), ("", False), ("a b", False), ("x" * 129, False)):
+        headers = {"x-request-id": given}
+        for response in (
+            await gateway.post("/v1/chat/completions", CHAT, **headers),
+            await gateway.post("/v1/chat/completions", {**CHAT, "stream": True}, **headers),
+            await gateway.post("/v1/chat/completions", b"{", **headers),
+            await gateway.http.get("/live", headers=headers),
+        ):
+            returned = response.headers["x-request-id"]
+            assert (returned == given) is kept
+            assert returned
 
 
 async def test_the_same_request_id_twice_at_once_is_no_error(gateway: RunningGateway) -> None:

@@ -49,35 +49,35 @@ async def serve(engine: ScriptedEngine, tokenizer_dir: Path, **changes: Any) -> 
         yield running
 
 
+INVALID = "invalid_request_error"
+ERRORS: list[tuple[Exception, int, str | None, str]] = [
+    (InvalidRequest("sampling.top_k must be less", "sampling.top_k"), 400, "top_k", INVALID),
+    (InvalidRequest("prompt is odd", "prompt", "odd"), 400, "messages", INVALID),
+    (Unsupported("not this one", "guide"), 400, "response_format", INVALID),
+    (QueueFull("the queue is full", retry_after_s=3), 429, None, "rate_limit_error"),
+    (Unavailable("draining", retry_after_s=0.2), 503, None, "service_unavailable_error"),
+    (EngineDead("it died", retry_after_s=4), 503, None, "service_unavailable_error"),
+    (DeadlineExceeded("too long"), 504, None, "timeout_error"),
+    (RuntimeError("a bug"), 500, None, "server_error"),
+]
+RETRY_AFTER = {"the queue is full": ("3", "3000"), "draining": ("1", "200"), "it died": ("4", "4000")}
+
+
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(
-    ("error", "status", "param", "kind"),
-    [
-        (InvalidRequest("sampling.top_k must be less", "sampling.top_k"), 400, "top_k", "invalid_request_error"),
-        (InvalidRequest("prompt is odd", "prompt", "odd"), 400, "messages", "invalid_request_error"),
-        (Unsupported("not this one", "guide"), 400, "response_format", "invalid_request_error"),
-        (QueueFull("the queue is full", retry_after_s=3), 429, None, "rate_limit_error"),
-        (Unavailable("draining", retry_after_s=0.2), 503, None, "service_unavailable_error"),
-        (EngineDead("it died", retry_after_s=4), 503, None, "service_unavailable_error"),
-        (DeadlineExceeded("too long"), 504, None, "timeout_error"),
-        (RuntimeError("a bug"), 500, None, "server_error"),
-    ],
-)
-async def test_an_error_before_the_first_token_has_its_status(
-    tokenizer_dir: Path, stream: bool, error: Exception, status: int, param: str | None, kind: str
-) -> None:
-    async with serve(ScriptedEngine(fails(error)), tokenizer_dir) as running:
-        response = await running.post("/v1/chat/completions", {**BODY, "stream": stream})
-    assert response.status_code == status
-    told = response.json()["error"]
-    assert (told["param"], told["type"]) == (param, kind)
-    if status == 400:
-        assert told["message"] == str(error).replace("sampling.", "").replace("prompt", "messages")
-        assert told["code"] == getattr(error, "code", None)
-    if status == 500:
-        assert "a bug" not in response.text
-    retry = {429: ("3", "3000"), 503: (("1", "200") if "drain" in str(error) else ("4", "4000"))}.get(status)
-    assert (response.headers.get("retry-after"), response.headers.get("retry-after-ms")) == (retry or (None, None))
+async def test_an_error_before_the_first_token_has_its_status(tokenizer_dir: Path, stream: bool) -> None:
+    engine = ScriptedEngine(waits)
+    async with serve(engine, tokenizer_dir) as running:
+        for error, status, param, kind in ERRORS:
+            engine.generate = fails(error)
+            response = await running.post("/v1/chat/completions", {**BODY, "stream": stream})
+            told = response.json()["error"]
+            assert (response.status_code, told["param"], told["type"]) == (status, param, kind)
+            if status == 400:
+                assert told["message"] == str(error).replace("sampling.", "").replace("prompt", "messages")
+                assert told["code"] == getattr(error, "code", None)
+            assert "a bug" not in response.text
+            retry_after = RETRY_AFTER.get(str(error), (None, None))
+            assert (response.headers.get("retry-after"), response.headers.get("retry-after-ms")) == retry_after
 
 
 async def test_the_official_client_sees_an_error_in_the_middle_of_a_stream(tokenizer_dir: Path) -> None:
