@@ -71,7 +71,8 @@ class Engine:
         self._stall_timeout_s = stall_timeout_s
         self._streams: dict[int, RequestStream] = {}
         self._ids = itertools.count(1)
-        self._stopping = False
+        self._stopping = False  # the end is wanted
+        self._is_shut_down = False  # no chunk will come any more
         self.hung = False  # dead because it made no step: its threads may never return
         self.num_batches = 0  # of chunks, from the executor
         self._died = asyncio.Event()
@@ -141,6 +142,7 @@ class Engine:
         if self.hung:
             return
         await asyncio.to_thread(self._executor.shutdown)
+        self._is_shut_down = True
         await self._died.wait()
         await asyncio.to_thread(self._pump_thread.join)
 
@@ -207,7 +209,7 @@ class Engine:
                 chunks = self._executor.await_chunks(POLL_S)
                 if chunks:
                     self._loop.call_soon_threadsafe(self._deliver, chunks)
-                elif self._stopping:
+                elif self._is_shut_down:
                     break
         except EngineDead as error:
             death = error

@@ -359,7 +359,7 @@ async def test_a_stalled_executor_is_not_healthy_and_may_recover() -> None:
 async def test_steps_without_chunks_are_progress() -> None:
     """A long prompt is computed in many steps that give no token."""
     executor = FakeExecutor(step_s=0.02)
-    async with running(executor, stall_timeout_s=0.1) as engine:
+    async with running(executor, stall_timeout_s=0.25) as engine:
         chunks = await collect(await engine.submit(PROMPT, greedy(20), stream=False))
         assert len(chunks) == 1
         assert engine.state is EngineState.SERVING
