@@ -95,6 +95,7 @@ class Scheduler:
     def start_siblings(self, request: Request) -> None:
         """Queue the other n - 1 sequences, now that the prompt's blocks can be shared."""
         for sequence in request.sequences[1:]:
+            sequence.token_ids.extend(request.request.prompt_token_ids)
             self._push(sequence)
 
     def finish(self, sequence: Sequence) -> None:

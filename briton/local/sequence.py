@@ -18,7 +18,7 @@ class Sequence:
 
     request: Request
     index: int  # which of the request's n
-    token_ids: list[int]  # prompt and output
+    token_ids: list[int]  # prompt and output; empty until the sequence may start
     rng: np.random.Generator
     guide: Guide | None
     num_computed_tokens: int = 0  # tokens whose keys and values are in the cache
@@ -86,7 +86,7 @@ class Request:
                 Sequence(
                     self,
                     index,
-                    list(request.prompt_token_ids),
+                    list(request.prompt_token_ids) if index == 0 else [],  # n copies while it waits would be many
                     np.random.Generator(np.random.Philox(stream)),
                     request.guide.copy() if request.guide is not None else None,
                 )

@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from typing_extensions import Self
 from briton.errors import EngineDead, InvalidRequest, QueueFull
 from briton.local.executor import LocalExecutor
 from briton.local.plan import StepInputs
+from briton.local.settings import SchedulerPolicy
 from briton.types import FinishReason, GenerationRequest, SamplingParams, TokenChunk
 from tests.local.paged_model import PagedModel, greedy, model_info
 from tests.scripted_guide import ScriptedGuide
@@ -37,12 +39,14 @@ class Gate:
         return self._model.forward(inputs)
 
 
-def start(gate: bool = False, chunked: bool = True, **limits: int) -> tuple[LocalExecutor, Gate]:
+def start(
+    gate: bool = False, chunked: bool = True, policy: SchedulerPolicy = "guaranteed_no_evict", **limits: int
+) -> tuple[LocalExecutor, Gate]:
     info = model_info(**limits)
     model = Gate(PagedModel(info.kv_cache_tokens // info.kv_block_size, info.kv_block_size))
     if not gate:
         model.open.set()
-    return LocalExecutor(info, model.forward, policy="guaranteed_no_evict", enable_chunked_context=chunked), model
+    return LocalExecutor(info, model.forward, policy=policy, enable_chunked_context=chunked), model
 
 
 def collect(executor: LocalExecutor, num_requests: int, seconds: float = 10) -> list[TokenChunk]:
@@ -271,3 +275,31 @@ def test_shutdown_frees_the_model() -> None:
     gc.collect()
     assert kept() is None
     assert executor.stats().num_requests == 1
+
+
+def test_preemption_changes_no_draw_penalty_or_guide() -> None:
+    """What a sequence draws, counts and may say next outlives its blocks."""
+    guide = ScriptedGuide([set(range(i % 3 + 1, 60, 3)) for i in range(20)], [0])
+    sampling = SamplingParams(max_tokens=20, ignore_eos=True, frequency_penalty=1.5, repetition_penalty=1.3)
+    requests = [
+        GenerationRequest(
+            i, tuple(range(i + 1, i + 9)), replace(sampling, seed=i, n=1 + i % 2), guide if i % 3 else None
+        )
+        for i in range(9)
+    ]
+
+    def outputs(together: bool) -> dict[tuple[int, int], list[int]]:
+        executor, _ = start(policy="max_utilization", num_blocks=16)
+        chunks: list[TokenChunk] = []
+        for request in requests:
+            executor.submit(request)
+            chunks += [] if together else collect(executor, 1)
+        chunks += collect(executor, len(requests)) if together else []
+        assert (executor.stats().num_preemptions > 0) == together
+        executor.shutdown()
+        tokens: dict[tuple[int, int], list[int]] = {}
+        for chunk in chunks:
+            tokens.setdefault((chunk.request_id, chunk.index), []).extend(chunk.token_ids)
+        return tokens
+
+    assert outputs(together=True) == outputs(together=False)
