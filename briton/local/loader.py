@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from briton.engine_dir import load_manifest
-from briton.errors import BuildError, ConfigError
+from briton.errors import BuildError, ConfigError, InvalidRequest
 from briton.local.executor import LocalExecutor
 from briton.local.model_runner import ModelRunner
 from briton.local.settings import BLOCK_SIZE, LocalSettings
 from briton.types import ModelInfo, SamplingParams
+from briton.validation import check_sampling
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,10 @@ def load_local_executor(directory: Path, settings: LocalSettings, model_name: st
         kv_cache_dtype=runner.kv_cache_dtype,
         tokenizer_hash=manifest.tokenizer_hash,
     )
+    try:
+        check_sampling(info.default_sampling, info)  # else every request would be refused for what it never said
+    except (InvalidRequest, TypeError) as error:
+        raise BuildError(f"{directory / GENERATION_CONFIG}: {error}") from None
     logger.info(
         "KV cache holds %d tokens (%s, at most %.2f GiB, taken as it fills); longest sequence %d",
         kv_cache_tokens,
@@ -77,6 +82,8 @@ def default_sampling(directory: Path) -> SamplingParams:
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BuildError(f"{path} is not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise BuildError(f"{path} is not a JSON object")
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     given = {name: raw[name] for name in names if raw.get(name) is not None}
     if raw.get("do_sample") is False:
