@@ -29,7 +29,10 @@ class Guide(Protocol):
     """
 
     def fill_bitmask(self, row: NDArray[np.int32]) -> None:
-        """Write the mask of the next token into `row`. All stop ids are set where the end is allowed."""
+        """Write the mask of the next token into `row`. All stop ids are set where the end is allowed.
+
+        All zeros when the guide has failed: the request must end with an error, for its output cannot be completed.
+        """
         ...
 
     def advance(self, token_ids: Sequence[int]) -> bool:

@@ -15,11 +15,10 @@ class GuideLimits:
     max_choices: int = 1_024
     max_choices_bytes: int = 65_536  # of all choices together, UTF-8
     compile_timeout_s: float = 5.0  # wall clock
-    compile_memory_bytes: int = 2 << 30  # what compiling a regex may add to its process
+    compile_memory_bytes: int = 2 << 30  # what compiling may add to the process that does it
     max_guide_bytes: int = 256 << 20  # of one finished automaton
     cache_bytes: int = 512 << 20  # of all cached guides
     cache_entries: int = 1_024  # guides and remembered failures
     failure_ttl_s: float = 60.0  # a failure is answered from the cache for this long
-    whitespace_pattern: str = (
-        r"[\x20\x0A]{1,4}"  # between JSON tokens, at most once a place; models loop on unbounded space
-    )
+    # Between JSON tokens, at most once a place: models loop on unbounded space. llguidance before 1.8 repeats it freely.
+    whitespace_pattern: str = r"[\x20\x0A]{1,4}"
