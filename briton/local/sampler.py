@@ -122,10 +122,10 @@ def draw(row: Row, sampling: SamplingParams, rng: np.random.Generator) -> int:
 
 
 def _nucleus(mass: Row, top_p: float) -> NDArray[np.int64]:
-    """Indices of the fewest tokens that hold `top_p` of the mass, most likely first (Holtzman et al. 2020). `mass`
-    has 1 as its largest.
+    """Indices of the fewest tokens that hold `top_p` of the mass (Holtzman et al. 2020). `mass` has 1 as its largest.
 
-    Sorting a whole vocabulary costs more than all else here, so ever smaller tokens are let in until they hold enough.
+    Sorting a whole vocabulary costs more than all else here, so ever smaller tokens are let in until they hold enough;
+    and values alone are sorted, which numpy does many times faster than indices.
     """
     target = top_p * float(mass.sum())
     floor = np.float32(0.05)
@@ -135,9 +135,12 @@ def _nucleus(mass: Row, top_p: float) -> NDArray[np.int64]:
         if floor == 0 or float(candidates.sum()) >= target:
             break
         floor = floor / 8 if floor > 1e-9 else np.float32(0)
-    order = np.argsort(-candidates, kind="stable")
-    enough = int(np.searchsorted(np.cumsum(candidates[order], dtype=np.float64), target))
-    return ids[order[: enough + 1]]
+    descending = np.sort(candidates)[::-1]
+    last = min(int(np.searchsorted(np.cumsum(descending, dtype=np.float64), target)), len(descending) - 1)
+    likelier = np.flatnonzero(candidates > descending[last])
+    as_likely = np.flatnonzero(candidates == descending[last])[: last + 1 - len(likelier)]
+    kept: NDArray[np.int64] = ids[np.concatenate([likelier, as_likely])]
+    return kept
 
 
 def token_logprob(raw: Row, token_id: int, num_top: int) -> TokenLogprob:

@@ -87,6 +87,12 @@ def test_top_p_against_sorting_everything() -> None:
         assert drawn <= nucleus
 
 
+def test_top_p_of_equals_keeps_no_more_than_it_must() -> None:
+    assert len(np.flatnonzero(histogram(np.zeros(100, np.float32), top_p=0.5))) == 50
+    row = np.array([1, 0, 0, 0, 0, 1], np.float32)
+    assert np.flatnonzero(histogram(row, top_p=0.65)).tolist() == [0, 1, 5]
+
+
 def test_min_p_is_relative_to_the_best() -> None:
     row = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     assert np.flatnonzero(histogram(row, min_p=0.25)).tolist() == [0, 1, 2]
