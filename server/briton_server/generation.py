@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from briton.errors import InvalidRequest, Unsupported
@@ -58,25 +59,27 @@ class Generation:
         is_first = True
         engine = self._gateway.engine
         calls = [engine.generate(request, timeout=timeout) for request in self._requests]
+        source = _merged(engine, calls) if len(calls) > 1 else _single(engine, calls[0])
         try:
-            async for prompt, response in _numbered(engine, calls):
-                now = time.monotonic()
-                if response.outputs and self._requests[0].stream:
-                    (metrics.first_token_s if is_first else metrics.inter_token_s).observe(now - last)
-                    last, is_first = now, False
-                step: Step = []
-                for output in response.outputs:
-                    choice = prompt * self._n + output.index
-                    delta = texts[choice].push(output)
-                    if delta.finish_reason is not None:
-                        unfinished -= 1
-                        stopped_early |= not output.finish_reason
-                    step.append((choice, delta))
-                if response.HasField("usage"):
-                    self._usages.append(response.usage)
-                yield step
-                if not unfinished and stopped_early:
-                    break
+            async with aclosing(source):
+                async for prompt, response in source:
+                    now = time.monotonic()
+                    if response.outputs and self._requests[0].stream:
+                        (metrics.first_token_s if is_first else metrics.inter_token_s).observe(now - last)
+                        last, is_first = now, False
+                    step: Step = []
+                    for output in response.outputs:
+                        choice = prompt * self._n + output.index
+                        delta = texts[choice].push(output)
+                        if delta.finish_reason is not None:
+                            unfinished -= 1
+                            stopped_early |= not output.finish_reason
+                        step.append((choice, delta))
+                    if response.HasField("usage"):
+                        self._usages.append(response.usage)
+                    yield step
+                    if not unfinished and stopped_early:
+                        break
             if unfinished:
                 raise EngineFault("the engine ended the call before the answer was complete")
         except (InvalidRequest, Unsupported) as error:
@@ -133,21 +136,18 @@ class Generation:
                 metrics.first_token_s.observe(engine.queue_s + engine.prefill_s)
 
 
-async def _numbered(
-    engine: EngineClient, calls: Sequence[GenerateCall]
+async def _single(
+    engine: EngineClient, call: GenerateCall
 ) -> AsyncGenerator[tuple[int, engine_pb2.GenerateResponse], None]:
-    """The responses of all calls, each with its call's index, as they come."""
-    if len(calls) > 1:
-        async for item in _merged(engine, calls):
-            yield item
-        return
-    async for response in engine.responses(calls[0]):
-        yield 0, response
+    async with aclosing(engine.responses(call)) as responses:
+        async for response in responses:
+            yield 0, response
 
 
 async def _merged(
     engine: EngineClient, calls: Sequence[GenerateCall]
 ) -> AsyncGenerator[tuple[int, engine_pb2.GenerateResponse], None]:
+    """The responses of all calls, each with its call's index, as they come."""
     queue: asyncio.Queue[tuple[int, engine_pb2.GenerateResponse | Exception | None]] = asyncio.Queue(len(calls))
 
     async def pump(index: int, call: GenerateCall) -> None:

@@ -60,6 +60,7 @@ def run_gateway(config: Config, *, tokenizer_dir: Path, engine_address: str, hos
                 timeout_graceful_shutdown=2,
             )
         )
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its milestones are not this server's
         logger.info("listening on http://%s:%d, engine at %s", host, listener.getsockname()[1], engine_address)
         # What lives now lives as long as the process: no collection needs to walk it while tokens wait.
         gc.collect()

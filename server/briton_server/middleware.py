@@ -7,6 +7,7 @@ import re
 import time
 from uuid import uuid4
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from briton_server.errors import error_response, log_unless_told
@@ -54,6 +55,8 @@ class RequestMiddleware:
             self._gateway.metrics.open_requests.inc()
         try:
             await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            pass  # in the middle of its body: nobody is left to answer
         except Exception as error:
             log_unless_told(error, request_id)
             if status is None:

@@ -64,16 +64,24 @@ class Readiness:
         """Ask the engine for its health, for ever; read its limits whenever it starts to serve."""
         while True:
             before = self.engine_reason
-            if not await engine.is_serving(timeout=_TIMEOUT_S):
-                self.engine_reason = "the engine is not serving"
-            elif before is not None or self.model_info is None:
-                self.engine_reason = await self._read_info(engine, tokenizer_hash)
+            try:
+                self.engine_reason = await self._look(engine, tokenizer_hash)
+            except Exception:  # a watch that ends would leave its last word standing for ever
+                logger.exception("the engine's health could not be read")
+                self.engine_reason = "the engine's health could not be read"
             if self.engine_reason != before:
                 if self.engine_reason is None:
                     logger.info("ready: the engine at %s serves %s", engine.address, model_name)
                 else:
                     logger.warning("not ready: %s", self.engine_reason)
             await asyncio.sleep(_CHECK_S if self.engine_reason is None else _POLL_S)
+
+    async def _look(self, engine: EngineClient, tokenizer_hash: str) -> str | None:
+        if not await engine.is_serving(timeout=_TIMEOUT_S):
+            return "the engine is not serving"
+        if self.engine_reason is None and self.model_info is not None:
+            return None
+        return await self._read_info(engine, tokenizer_hash)
 
     async def _read_info(self, engine: EngineClient, tokenizer_hash: str) -> str | None:
         try:

@@ -117,6 +117,8 @@ CHAT: list[tuple[Any, str | None, str]] = [
     (chat(**json_schema({"type": "strange"})), SCHEMA, "strange"),
     (chat(guided_json={"not": {}}), "guided_json", "'not'"),
     (chat(guided_json="{"), "guided_json", "JSON"),
+    (chat(guided_json=5), "guided_json", "5"),
+    (chat(stream_options={"include_usage": 1}), "stream_options.include_usage", "boolean"),
     (chat(guided_json='"\\ud800"'), "guided_json", "object"),
     (chat(guided_json='{"const": "\\ud800"}'), "guided_json", "surrogate"),
     (chat(guided_regex="("), "guided_regex", "guided_regex"),

@@ -68,7 +68,7 @@ async def test_a_client_that_leaves_while_tokens_come(
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_before_the_first_token(serve: Serve, stream: bool) -> None:
-    executor = FakeExecutor(step_s=1.5)  # nobody hears of a token before the client is gone
+    executor = FakeExecutor(step_s=0.8)  # nobody hears of a token before the client is gone
     async with serve(executor) as running:
         async with httpx.AsyncClient(base_url=running.url, timeout=10) as client:
             task = asyncio.create_task(client.post("/v1/chat/completions", json={**CHAT, "stream": stream}))
@@ -95,3 +95,19 @@ async def test_others_go_on_when_one_leaves(serve: Serve) -> None:
             await opened(executor, 2)
             leaving.cancel()
         assert (await staying).json()["choices"][0]["message"]["content"] == "x" * 100
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    async with serve(FakeExecutor()) as running:
+        _, writer = await asyncio.open_connection("127.0.0.1", running.http.base_url.port)
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        writer.close()
+        for _ in range(100):
+            if 'status="499"' in (text := (await running.http.get("/metrics")).text):
+                break
+            await asyncio.sleep(0.01)
+        assert 'status="499"' in text
+        assert "briton_open_requests 0.0" in text
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -77,6 +77,7 @@ async def ended(running: asyncio.subprocess.Process) -> tuple[int | None, str]:
     return running.returncode, errors.decode()
 
 
+@pytest.mark.slow
 async def test_sigterm_drains(tmp_path: Path, tokenizer_dir: Path) -> None:
     """Not ready at once, nothing new accepted, the open stream finishes, exit code 0."""
     executor = FakeExecutor(script=says("x" * 60), step_s=0.03)
@@ -104,6 +105,7 @@ async def test_sigterm_drains(tmp_path: Path, tokenizer_dir: Path) -> None:
     assert "SIGTERM: draining, 1 open requests" in errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 async def test_what_takes_longer_than_the_drain_timeout_is_ended(
     tmp_path: Path, tokenizer_dir: Path, path: str
