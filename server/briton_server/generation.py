@@ -38,7 +38,12 @@ class Generation:
         self._fields = fields
         tokenizer = gateway.prompts.tokenizer
         self._texts = [SequenceText(tokenizer, stop=stop, logprobs=logprobs) for _ in range(n * len(requests))]
+        self._unfinished = len(self._texts)
+        self._stopped_early = False  # by a stop string, of which the engine knows nothing
         self._usages: list[engine_pb2.Usage] = []
+        self._streams = requests[0].stream
+        self._is_first = True
+        self._last = 0.0  # monotonic time of the start, and then of each step
         self.tokenizer = tokenizer
 
     @property
@@ -52,42 +57,43 @@ class Generation:
         Ends when every choice has its finish reason. Raises what the engine's status stands for, and EngineFault when
         a call ends too early.
         """
-        metrics, timeout = self._gateway.metrics, self._gateway.settings.request_timeout_s
-        texts, unfinished = self._texts, len(self._texts)
-        stopped_early = False  # by a stop string, of which the engine knows nothing
-        last = time.monotonic()
-        is_first = True
-        engine = self._gateway.engine
+        engine, timeout = self._gateway.engine, self._gateway.settings.request_timeout_s
         calls = [engine.generate(request, timeout=timeout) for request in self._requests]
         source = _merged(engine, calls) if len(calls) > 1 else _single(engine, calls[0])
+        self._last = time.monotonic()
         try:
             async with aclosing(source):
                 async for prompt, response in source:
-                    now = time.monotonic()
-                    if response.outputs and self._requests[0].stream:
-                        (metrics.first_token_s if is_first else metrics.inter_token_s).observe(now - last)
-                        last, is_first = now, False
-                    step: Step = []
-                    for output in response.outputs:
-                        choice = prompt * self._n + output.index
-                        delta = texts[choice].push(output)
-                        if delta.finish_reason is not None:
-                            unfinished -= 1
-                            stopped_early |= not output.finish_reason
-                        step.append((choice, delta))
-                    if response.HasField("usage"):
-                        self._usages.append(response.usage)
-                    yield step
-                    if not unfinished and stopped_early:
+                    yield self._take(prompt, response)
+                    if self._unfinished == 0 and self._stopped_early:
                         break
-            if unfinished:
+            if self._unfinished:
                 raise EngineFault("the engine ended the call before the answer was complete")
         except (InvalidRequest, Unsupported) as error:
             raise with_request_field(error, self._fields) from error
         finally:
             for call in calls:
                 call.cancel()
-            self._record(unfinished == 0)
+            self._record()
+
+    def _take(self, prompt: int, response: engine_pb2.GenerateResponse) -> Step:
+        """Push a response's tokens to their sequences; runs once for each token of each stream."""
+        outputs = response.outputs
+        if self._streams and outputs:
+            metrics, now = self._gateway.metrics, time.monotonic()
+            (metrics.first_token_s if self._is_first else metrics.inter_token_s).observe(now - self._last)
+            self._last, self._is_first = now, False
+        step: Step = []
+        for output in outputs:
+            choice = prompt * self._n + output.index
+            delta = self._texts[choice].push(output)
+            if delta.finish_reason is not None:
+                self._unfinished -= 1
+                self._stopped_early |= not output.finish_reason
+            step.append((choice, delta))
+        if response.HasField("usage"):
+            self._usages.append(response.usage)
+        return step
 
     def usage(self) -> dict[str, Any]:
         """`usage` of the answer. What only the engine knows is absent when a stop string ended the answer first."""
@@ -122,9 +128,9 @@ class Generation:
             decode_s=max(usage.decode_s for usage in self._usages),
         )
 
-    def _record(self, finished: bool) -> None:
+    def _record(self) -> None:
         metrics = self._gateway.metrics
-        if finished:
+        if self._unfinished == 0:
             usage = self.usage()
             metrics.prompt_tokens.inc(usage["prompt_tokens"])
             metrics.completion_tokens.inc(usage["completion_tokens"])
@@ -132,7 +138,7 @@ class Generation:
             metrics.cached_tokens.inc(engine.cached_tokens)
             metrics.queue_s.observe(engine.queue_s)
             metrics.prefill_s.observe(engine.prefill_s)
-            if not self._requests[0].stream:
+            if not self._streams:
                 metrics.first_token_s.observe(engine.queue_s + engine.prefill_s)
 
 
