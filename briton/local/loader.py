@@ -86,6 +86,8 @@ def default_sampling(directory: Path) -> SamplingParams:
         raise BuildError(f"{path} is not a JSON object")
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     given = {name: raw[name] for name in names if raw.get(name) is not None}
+    if given.get("top_k") == -1:  # some checkpoints say "off" so
+        given["top_k"] = 0
     if raw.get("do_sample") is False:
         given["temperature"] = 0.0
     return replace(SamplingParams(), **given)

@@ -22,6 +22,8 @@ def test_what_the_checkpoint_recommends(tmp_path: Path) -> None:
     assert default_sampling(tmp_path) == SamplingParams(temperature=0.6)
     (tmp_path / GENERATION_CONFIG).write_text('{"temperature": 0.6, "do_sample": false}')
     assert default_sampling(tmp_path) == SamplingParams(temperature=0)
+    (tmp_path / GENERATION_CONFIG).write_text('{"top_k": -1}')
+    assert default_sampling(tmp_path) == SamplingParams()
 
 
 @pytest.mark.parametrize(("text", "words"), [("{", "is not JSON"), ("[1]", "is not a JSON object")])
@@ -32,7 +34,7 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [('{"top_k": -1}', "top_k must be at least 0, not -1"), ('{"top_p": "0.9"}', "'str'")]
+    ("text", "words"), [('{"top_k": -2}', "top_k must be at least 0, not -2"), ('{"top_p": "0.9"}', "'str'")]
 )
 def test_a_recommendation_out_of_range_stops_the_start(
     tiny_llama: TinyLlama, tmp_path: Path, text: str, words: str
