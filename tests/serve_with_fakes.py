@@ -4,11 +4,13 @@ serve_with_fakes.py DIRECTORY CONFIG HTTP_PORT GRPC_PORT [NAME=BEHAVIOUR,BEHAVIO
 """
 
 import sys
+import time
 from pathlib import Path
 
 import briton.serve
 from briton import cli
-from briton.config import Config
+from briton.config import Config, Environment
+from briton.errors import BuildError
 from briton.logs import ChildLines, LineWriter
 from briton.serve import Addresses
 from briton.supervisor import ChildSpec
@@ -32,6 +34,18 @@ def fake_specs(
     )
 
 
-briton.serve.build_engine = lambda config, environment: directory
+def fake_build(config: Config, environment: Environment) -> Path:
+    if "fail" in behaviours.get("builder", []):
+        raise BuildError("the checkpoint is cut short")
+    if "slow" in behaviours.get("builder", []):
+        try:
+            (directory / "building").touch()
+            time.sleep(60)
+        finally:
+            (directory / "building").unlink()
+    return directory
+
+
+briton.serve.build_engine = fake_build
 briton.serve.child_specs = fake_specs
 cli.main(["serve", "--config", config, "--port", http_port, "--grpc-port", grpc_port])

@@ -131,6 +131,27 @@ def test_lines_of_children_are_prefixed_and_the_error_comes_last(serve: Serve) -
     assert "Traceback" not in errors
 
 
+def test_a_failed_build_is_one_line(serve: Serve, tmp_path: Path) -> None:
+    process = serve("builder=fail")
+    out, errors = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert out == ""
+    assert errors.splitlines()[-1] == "briton: error: the checkpoint is cut short"
+    assert "Traceback" not in errors
+    assert not (tmp_path / "events").exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_build_and_lets_it_clean_up(serve: Serve, tmp_path: Path, signum: signal.Signals) -> None:
+    process = serve("builder=slow")
+    wait_until((tmp_path / "building").exists)
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 128 + signum
+    assert not (tmp_path / "building").exists()
+    assert "Traceback" not in errors
+
+
 @pytest.mark.parametrize(("flag", "argument"), [("--port", "http_port"), ("--grpc-port", "grpc_port")])
 def test_a_port_in_use_is_one_line_before_anything_else(serve: Serve, tmp_path: Path, flag: str, argument: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
