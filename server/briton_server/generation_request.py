@@ -19,6 +19,7 @@ def new_generation(
     fields: GenerationFields,
     prompts: Sequence[Sequence[int]],
     *,
+    request_id: str,
     prompt_field: str,
     max_tokens: int | None,
     logprobs: int | None,
@@ -32,7 +33,8 @@ def new_generation(
     stop = fields.stop or ()
     requests = [
         engine_pb2.GenerateRequest(
-            request_id=uuid4().hex,
+            # A client may use an id twice at once, the engine takes it once.
+            request_id=f"{request_id}/{uuid4().hex[:12]}",
             token_ids=engine_pb2.TokenIds(ids=token_ids),
             sampling=sampling,
             guide=guide,

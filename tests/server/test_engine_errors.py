@@ -226,3 +226,13 @@ async def test_the_answer_says_where_the_time_went(tokenizer_dir: Path) -> None:
     assert "briton_time_to_first_token_seconds_sum 0.75" in scraped.text
     assert "briton_engine_running_sequences 3.0" in scraped.text
     assert "briton_engine_output_tokens_total 1234.0" in scraped.text
+
+
+async def test_the_engine_logs_the_clients_request_id(tokenizer_dir: Path) -> None:
+    engine = ScriptedEngine(says("x"))
+    async with serve(engine, tokenizer_dir) as running:
+        for _ in range(2):
+            await running.post("/v1/chat/completions", BODY, **{"x-request-id": "mine"})
+    ids = [request.request_id for request in engine.requests]
+    assert all(request_id.startswith("mine/") for request_id in ids)
+    assert len(set(ids)) == 2

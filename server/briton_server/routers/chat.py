@@ -20,6 +20,7 @@ from briton_server.gateway import gateway_of
 from briton_server.generation import Generation
 from briton_server.generation_request import new_generation
 from briton_server.logprobs import chat_logprobs
+from briton_server.middleware import request_id_of
 from briton_server.protocol.chat import ChatCompletion, ChatCompletionRequest
 from briton_server.sse import DONE
 
@@ -38,6 +39,7 @@ async def create_chat_completion(request: Request) -> Response:
         gateway,
         fields,
         [await gateway.prompts.of_chat(fields.messages)],
+        request_id=request_id_of(request.scope),
         prompt_field="messages",
         max_tokens=fields.max_completion_tokens or fields.max_tokens or gateway.settings.default_max_tokens,
         logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,

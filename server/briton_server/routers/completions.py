@@ -20,6 +20,7 @@ from briton_server.gateway import Gateway, gateway_of
 from briton_server.generation import Generation
 from briton_server.generation_request import new_generation
 from briton_server.logprobs import completion_logprobs
+from briton_server.middleware import request_id_of
 from briton_server.protocol.completions import Completion, CompletionRequest, Prompt
 from briton_server.sse import DONE
 
@@ -41,6 +42,7 @@ async def create_completion(request: Request) -> Response:
         gateway,
         fields,
         [await gateway.prompts.of_completion(prompt) for prompt in fields.prompt],
+        request_id=request_id_of(request.scope),
         prompt_field="prompt",
         max_tokens=fields.max_tokens or gateway.settings.default_max_tokens or DEFAULT_MAX_TOKENS,
         logprobs=fields.logprobs,
