@@ -62,7 +62,7 @@ def serve(config: Config, environment: Environment, options: ServeOptions, write
         child_specs(config, engine_dir, addresses, writer, debug=options.debug),
         policy=RestartPolicy(),
         drain_timeout_s=config.briton.drain_timeout_s,
-        on_ready=functools.partial(print, banner(config.served_model_name, addresses), flush=True),
+        on_ready=functools.partial(LineWriter(sys.stdout).write_line, banner(config.served_model_name, addresses)),
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda signum, frame: supervisor.stop(signum))
