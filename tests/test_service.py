@@ -85,7 +85,7 @@ def text(answers: list[pb.GenerateResponse], index: int = 0) -> str:
 
 def detail(error: grpc.aio.AioRpcError, kind: type[Message]) -> Any:
     """The status detail of one type, or None."""
-    metadata = dict(error.trailing_metadata() or ())
+    metadata = {key: value for key, value in error.trailing_metadata() or ()}  # noqa: C416
     status = status_pb2.Status.FromString(metadata["grpc-status-details-bin"])
     assert status.code == error.code().value[0]
     found = kind()
@@ -436,11 +436,9 @@ async def test_cancelling_the_call_frees_the_request_at_once() -> None:
 async def test_a_lost_connection_frees_the_request() -> None:
     executor = FakeExecutor(step_s=0.005)
     async with run_fake_engine(executor) as running:
-        async with grpc.aio.insecure_channel(
-            running.address, options=(("grpc.use_local_subchannel_pool", 1),)
-        ) as channel:
+        with grpc.insecure_channel(running.address) as channel:
             call = pb_grpc.EngineStub(channel).Generate(ask([1], sampling={"max_tokens": 2000}))
-            await call.read()
+            await asyncio.to_thread(next, call)
         await until(lambda: not executor.open_requests(), 0.5)
 
 
@@ -475,9 +473,8 @@ async def test_calls_that_end_early_leave_no_noise(caplog: pytest.LogCaptureFixt
             with contextlib.suppress(grpc.aio.AioRpcError):
                 for _ in range(i % 7 * 5):
                     await call.read()
-            if i % 3:
-                call.cancel()
-            else:
+            call.cancel()
+            if i % 3 == 0:
                 await channel.close()
 
         await asyncio.gather(*map(leave, range(42)))
