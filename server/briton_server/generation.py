@@ -30,14 +30,25 @@ class Generation:
         stop: Sequence[str],
         logprobs: bool,
         fields: Mapping[str, str],
+        continues_prompt: bool = False,
     ) -> None:
-        """`fields` are the engine's names of fields -> the HTTP request's, for errors."""
+        """`continues_prompt`: the texts go on where the prompts end (completions), and are none of their own (chat).
+        `fields` are the engine's names of fields -> the HTTP request's, for errors."""
         self._gateway = gateway
         self._requests = requests
         self._n = n
         self._fields = fields
         tokenizer = gateway.prompts.tokenizer
-        self._texts = [SequenceText(tokenizer, stop=stop, logprobs=logprobs) for _ in range(n * len(requests))]
+        self._texts = [
+            SequenceText(
+                tokenizer,
+                stop=stop,
+                logprobs=logprobs,
+                prompt_token_ids=request.token_ids.ids if continues_prompt else (),
+            )
+            for request in requests
+            for _ in range(n)
+        ]
         self._unfinished = len(self._texts)
         self._stopped_early = False  # by a stop string, of which the engine knows nothing
         self._usages: list[engine_pb2.Usage] = []

@@ -23,6 +23,7 @@ def new_generation(
     prompt_field: str,
     max_tokens: int | None,
     logprobs: int | None,
+    continues_prompt: bool = False,
 ) -> Generation:
     """The calls that answer a request; nothing is sent yet. Raises InvalidRequest and Unsupported."""
     info = gateway.readiness.require()
@@ -52,5 +53,6 @@ def new_generation(
         n=fields.n or 1,
         stop=stop,
         logprobs=logprobs is not None,
+        continues_prompt=continues_prompt,
         fields={"prompt": prompt_field, **dict.fromkeys(guides, guide_field)},
     )

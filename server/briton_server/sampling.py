@@ -23,7 +23,7 @@ def sampling_params(
         min_tokens=fields.min_tokens,
         n=fields.n,
         temperature=fields.temperature,
-        top_k=fields.top_k,
+        top_k=None if fields.top_k is None else max(0, fields.top_k),
         top_p=fields.top_p,
         min_p=fields.min_p,
         repetition_penalty=fields.repetition_penalty,

@@ -37,8 +37,16 @@ class SequenceText:
 
     __slots__ = ("_decoded", "_detokenizer", "_pending", "_released", "_stop", "finish_reason", "num_tokens")
 
-    def __init__(self, tokenizer: Tokenizer, *, stop: Sequence[str] = (), logprobs: bool = False) -> None:
-        self._detokenizer = IncrementalDetokenizer(tokenizer)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        stop: Sequence[str] = (),
+        logprobs: bool = False,
+        prompt_token_ids: Sequence[int] = (),
+    ) -> None:
+        """With `prompt_token_ids` the text continues that prompt; without, it is a text of its own."""
+        self._detokenizer = IncrementalDetokenizer(tokenizer, prompt_token_ids=prompt_token_ids)
         self._stop = StopMatcher(stop) if stop else None
         self._pending: deque[PlacedLogprob] | None = (
             deque() if logprobs else None

@@ -77,7 +77,7 @@ CHAT: list[tuple[Any, str | None, str]] = [
     (chat(temperature=101), "temperature", "100"),
     (chat(top_p=2), "top_p", "less than or equal to 1, not 2"),
     (chat(top_p=-0.1), "top_p", "greater than or equal to 0"),
-    (chat(top_k=-1), "top_k", "greater than or equal to 0"),
+    (chat(top_k=-2), "top_k", "greater than or equal to -1"),
     (chat(top_k=1.5), "top_k", "integer"),
     (chat(min_p=1.1), "min_p", "less than or equal to 1"),
     (chat(repetition_penalty=0), "repetition_penalty", "0.01"),
@@ -126,7 +126,7 @@ CHAT: list[tuple[Any, str | None, str]] = [
     (chat(guided_choice=[""]), "guided_choice[0]", "empty"),
     (chat(guided_grammar="root ::= x"), "guided_grammar", "not supported"),
     (chat(guided_regex="a", guided_choice=["a"]), "guided_choice", "only one"),
-    (chat(extra_body={"top_k": -2}), "top_k", "greater than or equal to 0"),
+    (chat(extra_body={"top_k": -2}), "top_k", "greater than or equal to -1"),
 ]
 TEXTS: list[tuple[Any, str | None, str]] = [
     ({"model": MODEL}, "prompt", "required"),

@@ -310,3 +310,9 @@ async def test_tools_that_are_not_to_be_used_are_ignored(client: AsyncOpenAI) ->
     tools: Any = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     answer = await client.chat.completions.create(model=MODEL, messages=HI, tools=tools, tool_choice="none")
     assert answer.choices[0].message.content == TEXT
+
+
+async def test_top_k_minus_1_is_off(client: AsyncOpenAI, executor: FakeExecutor) -> None:
+    """vLLM's clients say so."""
+    await client.chat.completions.create(model=MODEL, messages=HI, extra_body={"top_k": -1})
+    assert executor.submitted[-1].sampling.top_k == 0

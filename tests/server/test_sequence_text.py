@@ -9,6 +9,7 @@ from briton.text.tokenizer import Tokenizer
 from briton.v1 import engine_pb2 as pb
 from briton_server.sequence_text import SequenceText
 from tests.fake_executor import IM_END
+from tests.text.small_tokenizers import sentencepiece
 
 _CASES = settings(max_examples=200, deadline=None)
 _TEXTS = st.text(alphabet="abé🌍 ", max_size=12)
@@ -70,3 +71,13 @@ def test_nothing_comes_after_the_end(tokenizer: Tokenizer) -> None:
     assert sequence.push(pb.SequenceOutput(token_ids=list(b"ab"))) == ("a", [], "stop")
     assert sequence.push(pb.SequenceOutput(token_ids=list(b"cd"))) == ("", (), None)
     assert sequence.num_tokens == 2
+
+
+def test_a_continued_prompt_keeps_the_space_between() -> None:
+    """Sentencepiece drops the space before the first word of a text; a continuation's first word is not that."""
+    tokenizer = sentencepiece()
+    ids = tokenizer.encode(" word")
+    output = pb.SequenceOutput(token_ids=ids, finish_reason=pb.FINISH_REASON_LENGTH)
+    alone = SequenceText(tokenizer).push(output).text
+    continued = SequenceText(tokenizer, prompt_token_ids=tokenizer.encode("a")).push(output).text
+    assert continued == " " + alone

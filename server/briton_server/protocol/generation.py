@@ -50,7 +50,7 @@ class GenerationFields(RequestModel):
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Probability | None = None
-    top_k: UInt32 | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MAX_UINT32)] | None = None  # 0 is off, and so is vLLM's -1
     min_p: Probability | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     presence_penalty: Penalty | None = None

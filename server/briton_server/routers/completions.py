@@ -46,6 +46,7 @@ async def create_completion(request: Request) -> Response:
         prompt_field="prompt",
         max_tokens=fields.max_tokens or gateway.settings.default_max_tokens or DEFAULT_MAX_TOKENS,
         logprobs=fields.logprobs,
+        continues_prompt=True,
     )
     n = fields.n or 1
     echoes = [_echo(gateway, prompt) if fields.echo else "" for prompt in fields.prompt for _ in range(n)]
