@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import anyio
 
 from briton.config import Config
+from briton.cpu import never_preempt
 from briton.engine import Engine
 from briton.errors import BuildError, Unsupported
 from briton.executor import Executor, create_executor
@@ -53,6 +54,7 @@ async def _run(config: Config, engine_dir: Path, host: str, port: int) -> int:
     except BaseException:
         await server.stop(0)
         raise
+    never_preempt()  # from here on; the model's threads run already
     engine = Engine(executor, compiler=compiler, request_timeout_s=config.briton.request_timeout_s)
     engine.start()
     server.attach(engine, tokenizer)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 import uvloop
 
+from briton.cpu import never_preempt
 from briton.errors import BritonError
 from briton_server.app import create_app
 from briton_server.gateway import Gateway
@@ -34,6 +35,7 @@ def run_gateway(config: Config, *, tokenizer_dir: Path, engine_address: str, hos
 
     At the signal /ready says 503 and open requests may finish within `drain_timeout_s`; a second signal ends them.
     """
+    never_preempt()
     settings = Settings.from_config(config, tokenizer_dir=tokenizer_dir, engine_address=engine_address)
     try:
         listener = listen(host, port)
