@@ -201,6 +201,7 @@ def check(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="C
     Says what each would build and serve, by which executor and why. Exit code 2 when one is wrong, with the field's
     name.
     """
+    from briton.child_process import ERROR_PREFIX
     from briton.config import load_config
     from briton.config.report import report
     from briton.errors import ConfigError
@@ -210,7 +211,7 @@ def check(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="C
         try:
             typer.echo(report(load_config(file)))
         except ConfigError as error:
-            typer.echo(f"{file}: error: {error}", err=True)
+            typer.echo(f"{ERROR_PREFIX}{error}", err=True)  # which names the file
             wrong = True
     raise typer.Exit(EXIT_CONFIG_ERROR if wrong else 0)
 
