@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi.responses import JSONResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
+from briton.text.tokenizer import Tokenizer
 from briton_server.disconnect import cancelled_on_disconnect
 from briton_server.errors import error_event, log_unless_told
 from briton_server.gateway import gateway_of
 from briton_server.generation import Generation
 from briton_server.middleware import request_id_of
 from briton_server.sequence_text import PlacedLogprob
-from briton_server.sse import EventStream
+from briton_server.sse import DONE, EventStream
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status; nobody is there to read it, but metrics are
 
@@ -56,6 +57,42 @@ def respond_streaming(request: Request, events: AsyncGenerator[bytes, None]) -> 
         error_event=on_error,
         on_disconnect=gateway.metrics.disconnects.inc,
     )
+
+
+class Frames(Protocol):
+    """The chunks of one kind of stream."""
+
+    def text(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> str: ...
+
+    def finish(self, index: int, reason: str) -> str: ...
+
+    def usage(self, usage: dict[str, Any]) -> str: ...
+
+
+async def stream_events(
+    generation: Generation,
+    frames: Frames,
+    opening: list[str],
+    *,
+    render_logprobs: Callable[[Sequence[PlacedLogprob], Tokenizer], dict[str, Any]] | None,
+    include_usage: bool,
+) -> AsyncGenerator[bytes, None]:
+    """`opening` with the engine's first response, deltas, finishes, usage, [DONE]: one event an engine step."""
+    parts = opening
+    async with aclosing(generation.steps()) as steps:
+        async for step in steps:
+            for index, delta in step:
+                text, logprobs, finish_reason = delta
+                if render_logprobs is not None and (text or logprobs):
+                    parts.append(frames.text(index, text, render_logprobs(logprobs, generation.tokenizer)))
+                elif text:
+                    parts.append(frames.text(index, text))
+                if finish_reason is not None:
+                    parts.append(frames.finish(index, finish_reason))
+            if parts:
+                yield "".join(parts).encode()
+                parts = []
+    yield (frames.usage(generation.usage()).encode() if include_usage else b"") + DONE
 
 
 async def _collect(generation: Generation) -> list[Choice]:

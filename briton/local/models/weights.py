@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,7 @@ import openvino.opset14 as ops
 from numpy.typing import NDArray
 
 from briton.errors import BuildError
-
-_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8, "U8": np.uint8}
-_HEADER = 8  # bytes: the length of the JSON that follows
+from briton.safetensors_file import map_safetensors
 
 
 class Weights:
@@ -27,30 +23,17 @@ class Weights:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            self._data: NDArray[np.uint8] = np.memmap(path, np.uint8, "r")
-            size = struct.unpack("<Q", self._data[:_HEADER].tobytes())[0]
-            self._index: dict[str, Any] = json.loads(self._data[_HEADER : _HEADER + size].tobytes())
-        except (OSError, ValueError, struct.error) as error:
-            raise BuildError(f"{path} cannot be read as safetensors: {error}") from None
-        self._start = _HEADER + size
+        self._tensors = map_safetensors(path)
         self._kept: list[NDArray[Any]] = []
 
     def __contains__(self, name: str) -> bool:
-        return name in self._index
+        return name in self._tensors
 
     def array(self, name: str) -> NDArray[Any]:
-        """The stored tensor, BF16 as its raw uint16. Raises BuildError when it is missing or does not lie within the
-        file."""
-        entry = self._index.get(name)
-        if entry is None:
+        """The stored tensor, BF16 as its raw uint16. Raises BuildError when it is missing."""
+        if name not in self._tensors:
             raise BuildError(f"{self._path} has no tensor {name}: build the engine again")
-        begin, end = (self._start + offset for offset in entry["data_offsets"])
-        dtype = np.dtype(_DTYPES[entry["dtype"]])
-        if end > len(self._data) or end - begin != dtype.itemsize * int(np.prod(entry["shape"])):
-            raise BuildError(f"{self._path} is truncated at tensor {name}: build the engine again")
-        stored: NDArray[Any] = self._data[begin:end].view(dtype).reshape(entry["shape"])
-        return stored
+        return self._tensors[name].data
 
     def vector(self, name: str) -> NDArray[np.float32]:
         """A stored F32 vector, as a copy."""
@@ -59,8 +42,8 @@ class Weights:
     def matrix(self, name: str) -> ov.Node:
         """A matrix [out, in] as a float32 node: a constant, and the decompression that the plugin fuses into the
         product that uses it."""
-        dtype = self._index[name]["dtype"] if name in self else None
         stored = self.array(name)
+        dtype = self._tensors[name].dtype
         if dtype == "F32":
             return self._constant(stored, ov.Type.f32)
         if dtype == "BF16":

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
 
@@ -13,16 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from briton.errors import InvalidRequest, Unsupported
-from briton_server.answer import Choice, respond_streaming, respond_whole
+from briton_server.answer import Choice, respond_streaming, respond_whole, stream_events
 from briton_server.body import read_request
 from briton_server.frames import ChatFrames
 from briton_server.gateway import gateway_of
-from briton_server.generation import Generation
 from briton_server.generation_request import new_generation
 from briton_server.logprobs import chat_logprobs
 from briton_server.middleware import request_id_of
 from briton_server.protocol.chat import ChatCompletion, ChatCompletionRequest
-from briton_server.sse import DONE
 
 router = APIRouter(tags=["chat"])
 
@@ -48,7 +44,10 @@ async def create_chat_completion(request: Request) -> Response:
     if fields.stream:
         frames = ChatFrames(completion_id, created, model, generation.num_choices)
         include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
-        return respond_streaming(request, _events(generation, frames, bool(fields.logprobs), include_usage))
+        roles = [frames.first(index) for index in range(generation.num_choices)]  # in index order
+        render = chat_logprobs if fields.logprobs else None
+        events = stream_events(generation, frames, roles, render_logprobs=render, include_usage=include_usage)
+        return respond_streaming(request, events)
 
     def body(choices: list[Choice]) -> dict[str, Any]:
         return {
@@ -68,27 +67,6 @@ async def create_chat_completion(request: Request) -> Response:
         }
 
     return await respond_whole(request, generation, body)
-
-
-async def _events(
-    generation: Generation, frames: ChatFrames, with_logprobs: bool, include_usage: bool
-) -> AsyncGenerator[bytes, None]:
-    """Role chunks in index order with the engine's first response, deltas, finishes, usage, [DONE]."""
-    parts = [frames.first(index) for index in range(generation.num_choices)]
-    async with aclosing(generation.steps()) as steps:
-        async for step in steps:
-            for index, delta in step:
-                text, logprobs, finish_reason = delta
-                if with_logprobs and (text or logprobs):
-                    parts.append(frames.text(index, text, chat_logprobs(logprobs, generation.tokenizer)))
-                elif text:
-                    parts.append(frames.text(index, text))
-                if finish_reason is not None:
-                    parts.append(frames.finish(index, finish_reason))
-            if parts:
-                yield "".join(parts).encode()
-                parts = []
-    yield (frames.usage(generation.usage()).encode() if include_usage else b"") + DONE
 
 
 def _check(fields: ChatCompletionRequest) -> None:

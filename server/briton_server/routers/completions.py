@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
 
@@ -13,16 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from briton.errors import InvalidRequest, Unsupported
-from briton_server.answer import Choice, respond_streaming, respond_whole
+from briton_server.answer import Choice, respond_streaming, respond_whole, stream_events
 from briton_server.body import read_request
 from briton_server.frames import CompletionFrames
 from briton_server.gateway import Gateway, gateway_of
-from briton_server.generation import Generation
 from briton_server.generation_request import new_generation
 from briton_server.logprobs import completion_logprobs
 from briton_server.middleware import request_id_of
 from briton_server.protocol.completions import Completion, CompletionRequest, Prompt
-from briton_server.sse import DONE
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 MAX_SEQUENCES = 128  # prompts times n
@@ -54,9 +50,11 @@ async def create_completion(request: Request) -> Response:
     if fields.stream:
         frames = CompletionFrames(completion_id, created, model, generation.num_choices)
         include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
-        return respond_streaming(
-            request, _events(generation, frames, echoes, fields.logprobs is not None, include_usage)
-        )
+        begins = generation.num_choices > 1 or fields.echo  # several choices begin in index order
+        opening = [frames.text(index, echo) for index, echo in enumerate(echoes)] if begins else []
+        render = completion_logprobs if fields.logprobs is not None else None
+        events = stream_events(generation, frames, opening, render_logprobs=render, include_usage=include_usage)
+        return respond_streaming(request, events)
 
     def body(choices: list[Choice]) -> dict[str, Any]:
         return {
@@ -78,28 +76,6 @@ async def create_completion(request: Request) -> Response:
         }
 
     return await respond_whole(request, generation, body)
-
-
-async def _events(
-    generation: Generation, frames: CompletionFrames, echoes: list[str], with_logprobs: bool, include_usage: bool
-) -> AsyncGenerator[bytes, None]:
-    """The prompts where they are to be echoed, texts, finishes, usage, [DONE]. Several choices begin in index order."""
-    in_order = len(echoes) > 1 or echoes[0] != ""
-    parts = [frames.text(index, echo) for index, echo in enumerate(echoes)] if in_order else []
-    async with aclosing(generation.steps()) as steps:
-        async for step in steps:
-            for index, delta in step:
-                text, logprobs, finish_reason = delta
-                if with_logprobs and (text or logprobs):
-                    parts.append(frames.text(index, text, completion_logprobs(logprobs, generation.tokenizer)))
-                elif text:
-                    parts.append(frames.text(index, text))
-                if finish_reason is not None:
-                    parts.append(frames.finish(index, finish_reason))
-            if parts:
-                yield "".join(parts).encode()
-                parts = []
-    yield (frames.usage(generation.usage()).encode() if include_usage else b"") + DONE
 
 
 def _check(fields: CompletionRequest) -> None:
