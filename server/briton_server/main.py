@@ -19,6 +19,7 @@ from briton.cpu import never_preempt
 from briton.errors import BritonError
 from briton_server.app import create_app
 from briton_server.gateway import Gateway
+from briton_server.http_protocol import GatewayProtocol
 from briton_server.prompts import Prompts
 from briton_server.settings import Settings
 
@@ -52,7 +53,7 @@ def run_gateway(config: Config, *, tokenizer_dir: Path, engine_address: str, hos
         server = QuietServer(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=GatewayProtocol,
                 ws="none",
                 log_config=None,
                 access_log=False,

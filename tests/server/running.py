@@ -16,6 +16,7 @@ from openai import AsyncOpenAI
 
 from briton_server.app import create_app
 from briton_server.gateway import Gateway
+from briton_server.http_protocol import GatewayProtocol
 from briton_server.main import QuietServer, listen
 from briton_server.settings import Settings
 
@@ -56,7 +57,9 @@ async def run_gateway(settings: Settings, *, wait_ready: bool = True) -> AsyncIt
     app = create_app(settings)
     listener = listen("127.0.0.1", 0)
     server = QuietServer(
-        uvicorn.Config(app, http="httptools", ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        uvicorn.Config(
+            app, http=GatewayProtocol, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1
+        )
     )
     task = asyncio.create_task(server.serve(sockets=[listener]))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
