@@ -16,7 +16,11 @@ _LARGE_SPECULATIVE_BATCH = 64
 
 def advice(truss: TrussConfig) -> Iterator[str]:
     """The warnings of a config, each one complete line."""
-    unknown = [".".join(path) for path in unknown_keys(truss) if not (len(path) == 1 and path[0] in OTHER_TRUSS_KEYS)]
+    unknown = [
+        ".".join(path) + (f" (did you mean {meant}?)" if meant else "")
+        for path, meant in unknown_keys(truss)
+        if not (len(path) == 1 and path[0] in OTHER_TRUSS_KEYS)
+    ]
     if unknown:
         yield f"unknown keys, kept without effect: {', '.join(unknown)}"
     yield from _tags(truss)

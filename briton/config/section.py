@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
+
+_LIKELY_SLIP = 0.85  # of difflib's ratio: `britton` is one of `briton`; newer keys of the schema seldom come so near
 
 
 class Section(BaseModel):
@@ -20,13 +23,17 @@ def refuse(message: str, field: str = "") -> PydanticCustomError:
     return PydanticCustomError("refused", "{message}", {"message": message, "field": field})
 
 
-def unknown_keys(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The paths of all keys that no model below `value` knows, in the order of the models' fields."""
+def unknown_keys(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str | None]]:
+    """The paths of all keys that no model below `value` knows, in the order of the models' fields.
+
+    With each, the known key that it may be a slip of.
+    """
     if isinstance(value, BaseModel):
         for name in type(value).model_fields:
             yield from unknown_keys(getattr(value, name), (*path, name))
         for name in value.model_extra or {}:
-            yield (*path, name)
+            close = difflib.get_close_matches(name, list(type(value).model_fields), n=1, cutoff=_LIKELY_SLIP)
+            yield (*path, name), close[0] if close else None
     elif isinstance(value, dict):  # of sections; what free mappings hold is not ours to know
         for name, item in value.items():
             if isinstance(item, BaseModel):

@@ -233,6 +233,14 @@ def test_unknown_keys_are_kept_with_one_warning(load_changed: LoadChanged) -> No
     assert (config.trt_llm.build.model_extra or {})["newer"] == [2]
 
 
+def test_an_unknown_key_that_is_a_slip_says_of_what(load_changed: LoadChanged) -> None:
+    config = load_changed({BUILD + "max_batchsize": 8, "britton": {"http_port": 1}})
+    assert config.warnings == (
+        "unknown keys, kept without effect: "
+        "trt_llm.build.max_batchsize (did you mean max_batch_size?), britton (did you mean briton?)",
+    )
+
+
 def test_sections_are_frozen(load_changed: LoadChanged) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_changed().trt_llm.build.max_batch_size = 1
