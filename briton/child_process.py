@@ -13,6 +13,8 @@ import subprocess
 import threading
 from collections.abc import Callable, Sequence
 
+from briton.logs import is_routine
+
 ERROR_PREFIX = "briton: error: "
 _KEPT_LINES = 100
 
@@ -69,7 +71,7 @@ class ChildProcess:
         self._waiter.join(timeout_s)
 
     def describe_exit(self) -> str:
-        """How it ended, in words, with the line that says most about it."""
+        """How it ended, in words, with the line that says most about it, if there is one."""
         code = self.returncode
         if code is None:
             return "is running"
@@ -78,7 +80,7 @@ class ChildProcess:
         return f"{how}: {line}" if line else how
 
     def _telling_line(self) -> str:
-        lines = [line for line in self._last_lines if line.strip()]
+        lines = [line for line in self._last_lines if line.strip() and not is_routine(line)]
         told = [line.removeprefix(ERROR_PREFIX) for line in lines if line.startswith(ERROR_PREFIX)]
         return (told or lines or [""])[-1].strip()
 

@@ -9,10 +9,19 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import sys
 import threading
 import time
 from typing import TextIO
+
+_ROUTINE_TEXT = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (DEBUG|INFO|WARNING) ")
+_ROUTINE_JSON = re.compile(r'\{"time": "[^"]*", "level": "(debug|info|warning)"')
+
+
+def is_routine(line: str) -> bool:
+    """Whether a line is a log record below ERROR, which does not say why a process has ended."""
+    return bool(_ROUTINE_TEXT.match(line) or _ROUTINE_JSON.match(line))
 
 
 class LineWriter:

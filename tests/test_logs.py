@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from briton.logs import ChildLines, LineWriter, configure_logging
+from briton.logs import ChildLines, LineWriter, configure_logging, is_routine
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +31,17 @@ def test_text_lines(capsys: pytest.CaptureFixture[str]) -> None:
     line = capsys.readouterr().err
     assert line.endswith(" INFO briton.engine: 3 tokens\n")
     assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_records_below_error_are_routine(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
+    configure_logging("debug", log_format, process="engine")
+    logger = logging.getLogger("briton.engine")
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+        logger.log(level, "INFO")
+    lines = capsys.readouterr().err.splitlines()
+    assert [is_routine(line) for line in lines] == [True, True, True, False]
+    assert not is_routine("RuntimeError: INFO")
 
 
 def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
