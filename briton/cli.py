@@ -58,13 +58,16 @@ def _report(error: Exception, debug: bool) -> int:
     from briton.child_process import ERROR_PREFIX
     from briton.config import load_environment
     from briton.errors import BritonError, ConfigError
+    from briton.supervisor import ChildFailed
 
     told = isinstance(error, (BritonError, OSError))
     if not told or debug or load_environment().debug:
         traceback.print_exception(error)
     message = str(error) if told else f"internal error, please report it: {type(error).__name__}: {error}"
     print(ERROR_PREFIX + " ".join(message.split()), file=sys.stderr)
-    return EXIT_CONFIG_ERROR if isinstance(error, ConfigError) else EXIT_ERROR
+    # What an engine says of its config when it starts is no other error than what `config check` says of it.
+    refused = isinstance(error, ChildFailed) and error.returncode == EXIT_CONFIG_ERROR
+    return EXIT_CONFIG_ERROR if refused or isinstance(error, ConfigError) else EXIT_ERROR
 
 
 def _print_version(wanted: bool) -> None:
@@ -73,6 +76,13 @@ def _print_version(wanted: bool) -> None:
 
         typer.echo(f"briton {__version__}")
         raise typer.Exit
+
+
+def _host_and_port(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise typer.BadParameter(f"{address!r} must be HOST:PORT")
+    return address
 
 
 ConfigOption = Annotated[Path, typer.Option("--config", metavar="FILE", help="The model's config.yaml.")]
@@ -172,7 +182,12 @@ def engine(
 @app.command()
 def gateway(
     config: ConfigOption,
-    engine: Annotated[str, typer.Option("--engine", metavar="HOST:PORT", help="Where the engine's gRPC service is.")],
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine", metavar="HOST:PORT", help="Where the engine's gRPC service is.", callback=_host_and_port
+        ),
+    ],
     tokenizer: Annotated[
         Path, typer.Option("--tokenizer", metavar="DIR", help="Where tokenizer.json is: the engine directory.")
     ],
@@ -187,10 +202,12 @@ def gateway(
     if supervised:
         _end_with_supervisor()
     loaded, _ = _open_config(config, "gateway", supervised)
+    from briton.probes import claim_port
     from briton_server.main import run_gateway
 
     host = loaded.briton.host if host is None else host
     port = loaded.briton.http_port if port is None else port
+    claim_port(host, port, "--port")
     raise typer.Exit(run_gateway(loaded, tokenizer_dir=tokenizer, engine_address=engine, host=host, port=port))
 
 

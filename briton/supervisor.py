@@ -51,6 +51,7 @@ class ChildFailed(BritonError):
     """A child did not start, or dies again and again."""
 
     name: str = ""
+    returncode: int | None = None  # of its last process
 
 
 @dataclass(slots=True)
@@ -157,9 +158,11 @@ class Supervisor:
         slot.failures = 1 if stable else slot.failures + 1
         slot.process, slot.ready_at = None, None
         if not slot.was_ready:
-            raise ChildFailed(f"the {name} did not start: it {how}", name)
+            raise ChildFailed(f"the {name} did not start: it {how}", name, process.returncode)
         if slot.failures > self._policy.max_failures:
-            raise ChildFailed(f"the {name} failed {slot.failures} times in a row, giving up: it {how}", name)
+            raise ChildFailed(
+                f"the {name} failed {slot.failures} times in a row, giving up: it {how}", name, process.returncode
+            )
         delay_s = self._policy.delay_s(slot.failures)
         slot.start_at = now + delay_s
         logger.error("%s %s; starting it again in %.2g s", name, how, delay_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from briton import __version__, cli
 from briton.errors import BuildError, ConfigError, Unsupported
+from briton.supervisor import ChildFailed
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "smollm2-135m-instruct" / "config.yaml"
 
@@ -108,6 +110,24 @@ def test_a_wrong_config_is_one_line_and_exit_code_2(
     assert err.count("\n") == 1
 
 
+def test_a_gateway_on_a_port_in_use_names_port_and_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit, match="1"):
+            cli.main(["gateway", "--config", str(EXAMPLE), "--engine=a:1", "--tokenizer=x", f"--port={port}"])
+    expected = f"briton: error: port {port} on 127.0.0.1 is in use: choose another with --port\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("address", ["nonsense", ":1", "a:", "a:0", "a:65536", "http://a"])
+def test_an_engine_address_is_host_and_port(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["gateway", "--config", str(EXAMPLE), f"--engine={address}", "--tokenizer=x"])
+    assert f"'{address}' must be HOST:PORT" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -115,6 +135,8 @@ def test_a_wrong_config_is_one_line_and_exit_code_2(
         (BuildError("no\n good"), 1),
         (Unsupported("no\n good"), 1),
         (PermissionError("no\n good"), 1),
+        (ChildFailed("no\n good", "engine", 1), 1),
+        (ChildFailed("no\n good", "engine", 2), 2),  # it refused its config
     ],
 )
 def test_an_error_is_one_line(
