@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from briton.engine_dir import ModelConfig
 from briton.errors import BuildError, Unsupported
@@ -194,7 +194,13 @@ def open_gguf(path: Path) -> gguf.GGUFReader:
 
 
 class _CheckedReader(gguf.GGUFReader):  # type: ignore[misc]
-    """Says which tensor a truncated file lacks, where the base class fails in a reshape."""
+    """Says what a truncated file lacks, where the base class fails in an index or a reshape."""
+
+    def _get(self, offset: int, dtype: DTypeLike, count: int = 1, *args: Any, **kwargs: Any) -> NDArray[Any]:
+        if offset + np.dtype(dtype).itemsize * int(count) > self.data.size:
+            raise ValueError("it ends within its metadata")
+        values: NDArray[Any] = super()._get(offset, dtype, count, *args, **kwargs)
+        return values
 
     def _build_tensors(self, start_offs: int, fields: list[gguf.ReaderField]) -> None:
         for field in fields:

@@ -182,7 +182,7 @@ def test_other_architectures_are_named(tmp_path: Path) -> None:
     [
         (0, "model.gguf is damaged, truncated or not a GGUF file"),
         (3, "model.gguf is damaged, truncated or not a GGUF file"),
-        (2000, "model.gguf is damaged, truncated or not a GGUF file"),
+        (2000, r"model.gguf is damaged, truncated or not a GGUF file: it ends within its metadata \(2000 bytes\)"),
         (-5000, r"model\.gguf .* tensor blk\.1\..* ends at byte \d+, beyond the end of the file"),
     ],
 )
