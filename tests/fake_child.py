@@ -45,7 +45,9 @@ if "--supervised" in behaviours:
 if "grandchild" in behaviours:
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     (directory / f"{name}.grandchild").write_text(str(grandchild.pid))
-(directory / f"{name}.pid").write_text(str(os.getpid()))
+unfinished = directory / f"{name}.pid.unfinished"
+unfinished.write_text(str(os.getpid()))
+unfinished.replace(directory / f"{name}.pid")  # a reader sees the old number or the new one, never an empty file
 tell("started")
 if "unready" not in behaviours:
     (directory / f"{name}.ready").touch()
