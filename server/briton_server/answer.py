@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
+from briton.errors import BritonError
 from briton.text.tokenizer import Tokenizer
 from briton_server.disconnect import cancelled_on_disconnect
 from briton_server.errors import error_event, log_unless_told
@@ -21,6 +23,8 @@ from briton_server.sequence_text import PlacedLogprob
 from briton_server.sse import DONE, EventStream
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status; nobody is there to read it, but metrics are
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -48,7 +52,10 @@ def respond_streaming(request: Request, events: AsyncGenerator[bytes, None]) -> 
     gateway = gateway_of(request)
 
     def on_error(error: Exception) -> bytes:
-        log_unless_told(error, request_id_of(request.scope))
+        request_id = request_id_of(request.scope)
+        log_unless_told(error, request_id)
+        if isinstance(error, BritonError):  # the status that was sent and counted is 200
+            logger.warning("request %s: the stream ends with an error: %s", request_id, error)
         return error_event(error)
 
     return EventStream(

@@ -80,7 +80,9 @@ async def test_an_error_before_the_first_token_has_its_status(tokenizer_dir: Pat
             assert (response.headers.get("retry-after"), response.headers.get("retry-after-ms")) == retry_after
 
 
-async def test_the_official_client_sees_an_error_in_the_middle_of_a_stream(tokenizer_dir: Path) -> None:
+async def test_the_official_client_sees_an_error_in_the_middle_of_a_stream(
+    tokenizer_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A flat error object, or none, would look like success."""
     engine = ScriptedEngine(says("half", then=EngineDead("it died")))
     async with serve(engine, tokenizer_dir) as running:
@@ -101,6 +103,8 @@ async def test_the_official_client_sees_an_error_in_the_middle_of_a_stream(token
     last = json.loads(response.text.rstrip().rpartition("data: ")[2])
     assert last["error"]["type"] == "service_unavailable_error"
     assert set(last["error"]) == {"message", "type", "param", "code"}
+    told = f"request {response.headers['x-request-id']}: the stream ends with an error: it died"
+    assert told in [record.message for record in caplog.records if record.levelname == "WARNING"]
 
 
 async def test_a_call_that_ends_too_early_is_an_error(tokenizer_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
