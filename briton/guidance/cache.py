@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
-from briton.errors import BritonError, Unavailable
+from briton.errors import BritonError, QueueFull, Unavailable
 
 
 class Sized(Protocol):
@@ -22,6 +22,12 @@ class Sized(Protocol):
 
 
 T = TypeVar("T", bound=Sized)
+
+
+@dataclass(slots=True)
+class _Flight(Generic[T]):
+    task: asyncio.Task[T]
+    num_waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +52,14 @@ class SingleFlightCache(Generic[T]):
         self._failure_ttl_s = failure_ttl_s
         self._clock = clock
         self._done: OrderedDict[bytes, T | _Failure] = OrderedDict()
-        self._flights: dict[bytes, asyncio.Task[T]] = {}
+        self._flights: dict[bytes, _Flight[T]] = {}
         self._nbytes = 0
 
     async def get(self, key: bytes, make: Callable[[], Awaitable[T]]) -> T:
         """The value of `key`, made by `make` when it is not there. Raises what `make` raises.
 
-        A caller that is cancelled does not cancel the others' flight. Only BritonErrors are remembered.
+        A caller that is cancelled does not cancel the others' flight; the last one does. Only BritonErrors that say
+        something about the key are remembered.
         """
         done = self._lookup(key)
         if isinstance(done, _Failure):
@@ -61,17 +68,22 @@ class SingleFlightCache(Generic[T]):
             return done
         flight = self._flights.get(key)
         if flight is None:
-            flight = asyncio.ensure_future(self._fly(key, make))
+            flight = _Flight(asyncio.ensure_future(self._fly(key, make)))
             self._flights[key] = flight
-            flight.add_done_callback(_retrieve)
+            flight.task.add_done_callback(_retrieve)
+        flight.num_waiting += 1
         try:
-            return await asyncio.shield(flight)
+            return await asyncio.shield(flight.task)
         except BritonError as error:
             raise replace(error) from None
         except asyncio.CancelledError:
-            if flight.cancelled():  # by cancel(), not by this caller
+            if flight.task.cancelled():  # by cancel(), not by this caller
                 raise Unavailable("shutting down") from None
+            if flight.num_waiting == 1:  # nobody else: what is abandoned must not keep others waiting
+                self._end(key, flight)
             raise
+        finally:
+            flight.num_waiting -= 1
 
     def forget(self, key: bytes) -> None:
         """Drop a value that has gone bad."""
@@ -82,7 +94,13 @@ class SingleFlightCache(Generic[T]):
     def cancel(self) -> None:
         """End all flights: who waits for one gets Unavailable."""
         for flight in self._flights.values():
-            flight.cancel()
+            flight.task.cancel()
+
+    def _end(self, key: bytes, flight: _Flight[T]) -> None:
+        """Cancel a flight that nobody may join any more: the next caller starts one of its own."""
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        flight.task.cancel()
 
     def _lookup(self, key: bytes) -> T | _Failure | None:
         done = self._done.get(key)
@@ -97,6 +115,8 @@ class SingleFlightCache(Generic[T]):
     async def _fly(self, key: bytes, make: Callable[[], Awaitable[T]]) -> T:
         try:
             value = await make()
+        except (QueueFull, Unavailable):
+            raise
         except BritonError as error:
             self._keep(key, _Failure(replace(error), self._clock() + self._failure_ttl_s))
             raise
@@ -104,7 +124,9 @@ class SingleFlightCache(Generic[T]):
             self._keep(key, value)
             return value
         finally:
-            del self._flights[key]
+            flight = self._flights.get(key)
+            if flight is not None and flight.task is asyncio.current_task():
+                del self._flights[key]
 
     def _keep(self, key: bytes, done: T | _Failure) -> None:
         self.forget(key)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
 from briton.errors import InvalidRequest, Unsupported
@@ -15,6 +13,7 @@ from briton.guidance.cache import SingleFlightCache
 from briton.guidance.compile_process import CompileProcess
 from briton.guidance.grammar import GrammarCompiler, GrammarGuide
 from briton.guidance.guide import Guide, GuideSpec
+from briton.guidance.lane import CompileLane
 from briton.guidance.limits import GuideLimits
 from briton.guidance.pattern import CHOICE_FIELD, REGEX_FIELD, choice_pattern, regex_pattern
 from briton.guidance.schema import SCHEMA_FIELD
@@ -50,8 +49,8 @@ class GuideCompiler:
         self._grammars = GrammarCompiler(self._vocabulary, self._limits)
         self._schemas = CompileProcess("schema", self._vocabulary, self._limits)
         self._regexes = CompileProcess("regex", self._vocabulary, self._limits)
-        self._schema_thread = ThreadPoolExecutor(1, "guide-schema")
-        self._regex_thread = ThreadPoolExecutor(1, "guide-regex")
+        self._schema_lane = CompileLane("guide-schema", self._limits.compile_wait_s)
+        self._regex_lane = CompileLane("guide-regex", self._limits.compile_wait_s)
         self._versions = {name: version(name) for name in ("llguidance", "outlines-core")}
         self._cache: SingleFlightCache[CompiledGuide] = SingleFlightCache(
             max_bytes=self._limits.cache_bytes,
@@ -64,6 +63,7 @@ class GuideCompiler:
 
         Raises InvalidRequest for what is malformed or passes a limit, and Unsupported for what cannot be enforced; both
         name the field, and within a schema the keyword and its JSON pointer. Failures are remembered for a minute.
+        Raises QueueFull when others compile for too long.
         """
         if not self._vocabulary.stop_token_ids:
             raise Unsupported("guided decoding needs a stop token, and this model has none", "guide")
@@ -80,14 +80,13 @@ class GuideCompiler:
         self._cache.cancel()
         self._schemas.close()
         self._regexes.close()
-        self._schema_thread.shutdown(wait=False, cancel_futures=True)
-        self._regex_thread.shutdown(wait=False, cancel_futures=True)
+        self._schema_lane.close()
+        self._regex_lane.close()
 
     async def _make(self, spec: GuideSpec) -> CompiledGuide:
-        loop = asyncio.get_running_loop()
         if spec.kind in ("regex", "choice"):
-            return await loop.run_in_executor(self._regex_thread, self._make_automaton, spec)
-        return await loop.run_in_executor(self._schema_thread, self._make_grammar, spec)
+            return await self._regex_lane.run(lambda: self._make_automaton(spec))
+        return await self._schema_lane.run(lambda: self._make_grammar(spec))
 
     def _make_grammar(self, spec: GuideSpec) -> GrammarGuide:
         if spec.kind == "json_object":

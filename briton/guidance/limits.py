@@ -15,6 +15,7 @@ class GuideLimits:
     max_choices: int = 1_024
     max_choices_bytes: int = 65_536  # of all choices together, UTF-8
     compile_timeout_s: float = 5.0  # wall clock
+    compile_wait_s: float = 20.0  # for the compiles of others, before its own begins
     compile_memory_bytes: int = 2 << 30  # what compiling may add to the process that does it
     max_guide_bytes: int = 256 << 20  # of one finished automaton
     cache_bytes: int = 512 << 20  # of all cached guides

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from briton.errors import InvalidRequest, Unavailable
+from briton.errors import InvalidRequest, QueueFull, Unavailable
 from briton.guidance.cache import SingleFlightCache
 
 
@@ -110,3 +110,25 @@ async def test_cancel_ends_flights_with_an_error():
     cache.cancel()
     with pytest.raises(Unavailable):
         await waiting
+
+
+async def test_a_flight_that_everybody_left_ends_and_the_next_caller_has_its_own():
+    cache, make = new_cache(), Maker()
+    callers = [asyncio.ensure_future(cache.get(b"k", make)) for _ in range(2)]
+    await asyncio.sleep(0)
+    for caller in callers:
+        caller.cancel()
+    await asyncio.sleep(0)
+    make.go.set()
+    assert (await cache.get(b"k", make)).name == "a"
+    assert make.calls == 2
+    assert [caller.cancelled() for caller in callers] == [True, True]
+
+
+async def test_a_full_queue_is_not_remembered():
+    cache, make = new_cache(), Maker(error=QueueFull("later"))
+    make.go.set()
+    with pytest.raises(QueueFull):
+        await cache.get(b"k", make)
+    make.error = None
+    assert (await cache.get(b"k", make)).name == "a"
