@@ -46,13 +46,18 @@ class GenerationFields(RequestModel):
 
     model: Text | None = None
     max_tokens: Annotated[int, Field(ge=1, le=MAX_UINT32)] | None = None
+    """At most so many tokens are generated; cut to what the context leaves."""
     min_tokens: UInt32 | None = None
+    """The end token is not generated before so many others."""
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Probability | None = None
-    top_k: Annotated[int, Field(ge=-1, le=MAX_UINT32)] | None = None  # 0 is off, and so is vLLM's -1
+    top_k: Annotated[int, Field(ge=-1, le=MAX_UINT32)] | None = None
+    """Sample from the k likeliest tokens. 0 and -1: from all."""
     min_p: Probability | None = None
+    """Leave out tokens less likely than this part of the likeliest one's probability."""
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    """Above 1: tokens of the prompt and of the answer become less likely."""
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: (
@@ -65,14 +70,23 @@ class GenerationFields(RequestModel):
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: StopStrings | None = None
     stop_token_ids: Annotated[list[UInt32], Field(max_length=MAX_STOP_TOKEN_IDS, fail_fast=True)] | None = None
+    """Tokens that end the answer, besides the model's own."""
     bad_words: BadWords | None = None
+    """Strings whose tokens are not generated."""
     ignore_eos: bool | None = None
+    """Go on after the model's end token, up to max_tokens."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     guided_json: dict[str, Any] | Text | None = None
+    """A JSON schema, as an object or as text, that the answer follows."""
     guided_regex: Text | None = None
+    """A regular expression, in Rust's syntax, that the whole answer matches."""
     guided_choice: Annotated[list[Text], Field(min_length=1, fail_fast=True)] | None = None
+    """The answer is one of these."""
     guided_grammar: Any = None
+    """Not supported: refused."""
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
+    """Higher is admitted first. Default: 0."""
     cache_salt: Annotated[Text, Field(max_length=256)] | None = None  # the engine's limit
+    """Cached prompt tokens are shared only between requests of equal salt."""
