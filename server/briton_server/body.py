@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import anyio
 import pydantic_core
 from pydantic import ValidationError
 from starlette.requests import Request
 
 from briton.errors import InvalidRequest
 from briton_server.protocol.fields import RequestModel
+
+BODY_TIMEOUT_S = 60.0  # to receive a whole body
 
 _MESSAGES = {"missing": "field required", "model_type": "must be an object"}
 
@@ -23,8 +26,13 @@ class BodyTooLarge(InvalidRequest):
     """The body is over the limit: status 413."""
 
 
+@dataclass(eq=False)
+class BodyTooSlow(InvalidRequest):
+    """The body did not arrive in time: status 408."""
+
+
 async def read_request(request: Request, model: type[ModelT], max_bytes: int) -> ModelT:
-    """The request's body as `model`, whatever its content type says. Raises BodyTooLarge and InvalidRequest."""
+    """The request's body as `model`, whatever its content type says. Raises InvalidRequest, of which both above are."""
     return parse_request(await _read(request, max_bytes), model)
 
 
@@ -50,12 +58,14 @@ async def _read(request: Request, max_bytes: int) -> bytes:
         raise _too_large(max_bytes)
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > max_bytes:
-            raise _too_large(max_bytes)
-        parts.append(part)
-    return b"".join(parts)
+    with anyio.move_on_after(BODY_TIMEOUT_S):
+        async for part in request.stream():
+            size += len(part)
+            if size > max_bytes:
+                raise _too_large(max_bytes)
+            parts.append(part)
+        return b"".join(parts)
+    raise BodyTooSlow(f"only {size} bytes of the body came within {BODY_TIMEOUT_S:g} s", None, "request_timeout")
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:

@@ -22,7 +22,9 @@ from briton.errors import (
     Unavailable,
     mapping_of,
 )
-from briton_server.body import BodyTooLarge
+from briton_server.body import BodyTooLarge, BodyTooSlow
+
+_STATUS: dict[type, int] = {BodyTooLarge: 413, BodyTooSlow: 408}  # what HTTP alone knows
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +48,13 @@ def error_event(error: BaseException) -> bytes:
 
 def error_response(error: BaseException) -> Response:
     """The response for any error: the table's status, and Retry-After where coming back makes sense."""
-    status = 413 if isinstance(error, BodyTooLarge) else mapping_of(error).http_status
+    status = _STATUS.get(type(error)) or mapping_of(error).http_status
     headers: dict[str, str] = {}
     if isinstance(error, QueueFull | Unavailable):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
         headers["retry-after-ms"] = str(math.ceil(error.retry_after_s * 1000))
+    elif isinstance(error, BodyTooSlow):
+        headers["connection"] = "close"  # the rest of the body may still come
     elif isinstance(error, DeadlineExceeded):
         headers["x-should-retry"] = "false"  # the client would wait as long again
     return JSONResponse(error_body(error), status, headers)

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from briton_server import http_protocol
+from briton_server import body, http_protocol
 from tests.server.running import MODEL, RunningGateway
 
 BODY = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}).encode()
@@ -97,3 +97,11 @@ async def test_an_offered_upgrade_is_declined_and_the_body_kept(gateway: Running
             assert json.loads(await reader.readexactly(length))["choices"]
     finally:
         writer.close()
+
+
+async def test_a_body_that_never_ends(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "BODY_TIMEOUT_S", 0.1)
+    received = await answer(gateway, HEAD + LENGTH + b"\r\n" + BODY[:-1])
+    assert received.startswith(b"HTTP/1.1 408")
+    message = f"only {len(BODY) - 1} bytes of the body came within 0.1 s"
+    assert json.loads(received.partition(b"\r\n\r\n")[2])["error"]["message"] == message
