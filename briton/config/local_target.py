@@ -81,7 +81,13 @@ def _weights(quantization: Quantization, unquantized: WeightsDtype) -> tuple[Wei
 def _substitution(
     quantization: Quantization, attention: WeightsDtype, mlp: WeightsDtype, kv_cache: KVCacheDtype
 ) -> str | None:
-    exactly = {Quantization.NO_QUANT, Quantization.WEIGHTS_ONLY_INT8, Quantization.WEIGHTS_ONLY_INT4}
+    exactly = {
+        Quantization.NO_QUANT,
+        Quantization.WEIGHTS_ONLY_INT8,
+        Quantization.WEIGHTS_KV_INT8,
+        Quantization.WEIGHTS_ONLY_INT4,
+        Quantization.WEIGHTS_INT4_KV_INT8,
+    }
     if quantization in exactly:
         return None
     weights = f"{mlp} weights" if attention == mlp else f"{mlp} MLP weights and {attention} weights elsewhere"
