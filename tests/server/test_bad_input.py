@@ -108,6 +108,7 @@ CHAT: list[tuple[Any, str | None, str]] = [
     (chat(priority=2**31), "priority", "2147483647"),
     (chat(cache_salt="x" * 257), "cache_salt", "256"),
     (chat(tools=[{"type": "function"}]), "tools", "not supported"),
+    (chat(tool_choice="required"), "tool_choice", "no tools"),
     (chat(functions=[{"name": "f"}]), "functions", "not supported"),
     (chat(response_format={"type": "xml"}), "response_format.type", "'xml'"),
     (chat(response_format={"type": "json_schema"}), "response_format.json_schema", "required"),

@@ -73,6 +73,8 @@ def _check(fields: ChatCompletionRequest) -> None:
     """What is allowed or refused by several fields together."""
     if fields.tools and fields.tool_choice != "none":
         raise Unsupported("tools: tool calls are not supported", "tools")
+    if not fields.tools and fields.tool_choice not in (None, "none", "auto"):
+        raise InvalidRequest("tool_choice: there are no tools to choose from", "tool_choice")
     if fields.functions:
         raise Unsupported("functions: function calls are not supported", "functions")
     if fields.top_logprobs is not None and not fields.logprobs:
