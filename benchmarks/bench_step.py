@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/bench_step.py [--quick] [--runs N]
 
 Every ratio is of medians, ours over theirs, of tokens a second: above 1 we are faster. `--quick` (under 60 s) leaves
-out llama.cpp and two workloads, and stops after fewer rounds on a slow machine. The last line is one JSON document; a
-ratio is null where the peer is not installed.
+out llama.cpp and two workloads, and stops after fewer rounds on a slow machine. openvino-genai is
+installed on first use; llama.cpp is there after `make peers`. The last line is one JSON document; a ratio is null where
+the peer is not installed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import NamedTuple, Protocol
 
 import machine
 from in_process import HostShare, InProcess
+from peer_environment import install_peers
 from peer_process import PeerProcess, start_peer
 from served_model import Limits, prepare
 from workload import Measured, Workload
@@ -83,6 +85,7 @@ def main() -> None:
     rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
     deadline = began + QUICK_S if arguments.quick else math.inf
 
+    install_peers()
     served = prepare(limits, load_environment())
     names = ["genai"] if arguments.quick else ["genai", "llamacpp"]
     peers = {name: start_peer(name, limits.peer_arguments(name, served.gguf)) for name in names}
