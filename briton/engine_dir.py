@@ -49,7 +49,7 @@ class ModelConfig:
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float
-    rope_scaling: dict[str, Any] | None = None  # {"rope_type": "llama3" | "linear", "factor": ..., ...}
+    rope_scaling: dict[str, Any] | None = None  # see briton.local.models.rope
     tie_word_embeddings: bool = False
 
 

@@ -10,8 +10,6 @@ from briton.config.local_target import step_tokens
 from briton.config.serving import check_servable
 from briton.types import ExecutorStats, GenerationRequest, ModelInfo, TokenChunk
 
-LOCAL_MEMORY_FRACTION = 0.25
-
 
 class Executor(Protocol):
     """Runs requests on one model. Knows token ids only: no text, no sockets, no asyncio.
@@ -58,7 +56,7 @@ def create_executor(config: Config, engine_dir: Path) -> Executor:
     """
     check_servable(config)
     from briton.local.loader import load_local_executor  # imports openvino
-    from briton.local.settings import LocalSettings
+    from briton.local.settings import KV_CACHE_MEMORY_FRACTION, LocalSettings
 
     local = config.briton.local
     settings = LocalSettings(
@@ -74,7 +72,6 @@ def create_executor(config: Config, engine_dir: Path) -> Executor:
         kv_cache_dtype=local.kv_cache_dtype,
         kv_cache_tokens=local.kv_cache_tokens,
         kv_cache_memory_bytes=local.kv_cache_memory_bytes,
-        # the public default, 0.9 of a GPU that nobody else uses, would take this machine from everybody else
-        kv_cache_memory_fraction=min(LOCAL_MEMORY_FRACTION, config.kv_cache_memory_fraction),
+        kv_cache_memory_fraction=min(KV_CACHE_MEMORY_FRACTION, config.kv_cache_memory_fraction),
     )
     return load_local_executor(engine_dir, settings, config.served_model_name)

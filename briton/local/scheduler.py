@@ -68,7 +68,7 @@ class Scheduler:
         budget = self._max_num_tokens
         preempted = False
         for sequence in list(self.running):
-            if sequence.finish_reason is not None or not sequence.block_table:
+            if not sequence.block_table:
                 continue  # preempted further up in this loop
             count = self._take(sequence, budget)
             if count == 0:

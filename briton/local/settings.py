@@ -9,6 +9,8 @@ Precision = Literal["bf16", "f32"]
 KVCacheDtype = Literal["bf16", "u8", "f32"]
 SchedulerPolicy = Literal["guaranteed_no_evict", "max_utilization"]
 
+# The public default, 0.9 of a GPU that nobody else uses, would take this machine from everybody else.
+KV_CACHE_MEMORY_FRACTION = 0.25
 BLOCK_SIZE = 32  # tokens; fixed by the plugin's paged attention
 
 
@@ -28,4 +30,4 @@ class LocalSettings:
     kv_cache_dtype: KVCacheDtype | None = None  # None: as the engine was built
     kv_cache_tokens: int | None = None
     kv_cache_memory_bytes: int | None = None
-    kv_cache_memory_fraction: float = 0.25  # of the available memory, at most, when no size is given
+    kv_cache_memory_fraction: float = KV_CACHE_MEMORY_FRACTION  # of the available memory, when no size is given
