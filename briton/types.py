@@ -51,6 +51,29 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class LookaheadConfig:
+    """Sizes of lookahead decoding (Fu et al. 2024), named as TensorRT-LLM's executor names them.
+
+    A request's may be no larger than the engine's in any of the three; (1, 1, 0) turns lookahead off.
+    """
+
+    window_size: int  # W: columns of the window
+    ngram_size: int  # N: tokens of an n-gram, the one it continues included
+    verification_set_size: int  # G: n-grams tried in one step
+
+    @property
+    def is_off(self) -> bool:
+        """(1, 1, 0)."""
+        return self.window_size == self.ngram_size == 1 and self.verification_set_size == 0
+
+    @property
+    def draft_tokens(self) -> int:
+        """The draft tokens of one step, as TensorRT-LLM counts them."""
+        w, n, g = self.window_size, self.ngram_size, self.verification_set_size
+        return (0 if n == 1 else n - 2) + (w - 1 + g) * (n - 1)
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One accepted request: a prompt, and `sampling.n` sequences to grow from it."""
 
@@ -61,6 +84,8 @@ class GenerationRequest:
     priority: int = 0  # higher is admitted first
     cache_salt: str = ""  # prefix reuse happens only between requests of equal salt
     stream: bool = True  # False: chunks may be held back until a sequence ends
+    lookahead: LookaheadConfig | None = None  # None: the engine's
+    prediction_token_ids: tuple[int, ...] = ()  # what the output may repeat: drafts are taken from it, never tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +104,15 @@ class RequestTimings:
     queue_s: float = 0.0  # submit to first scheduled
     prefill_s: float = 0.0  # first scheduled to first token
     decode_s: float = 0.0  # first token to last
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """What drafting did for one request, all its sequences together."""
+
+    num_steps: int = 0  # times that a sequence was sampled; output tokens / steps = tokens per step
+    num_draft_tokens: int = 0  # proposed for acceptance and computed
+    num_accepted_tokens: int = 0  # of those, part of the output
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +138,7 @@ class TokenChunk:
     # on the final chunk only:
     cached_tokens: int = 0  # prompt tokens found in the KV cache
     timings: RequestTimings | None = None
+    speculation: Speculation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +162,9 @@ class ModelInfo:
     weights_dtype: str = ""  # "bf16", "int8", "int4", "f32", "int4/int8"
     kv_cache_dtype: str = ""
     tokenizer_hash: str = ""  # sha256 of tokenizer.json, hex
+    lookahead: LookaheadConfig | None = None  # None: this engine does not speculate
+    enable_b10_lookahead: bool = False  # drafts from the longest matching suffix, of lengths that follow acceptance
+    max_draft_tokens: int = 0  # of one sequence in one step
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,5 +182,8 @@ class ExecutorStats:
     num_output_tokens: int = 0
     num_preemptions: int = 0
     num_requests: int = 0  # accepted
+    num_sequence_steps: int = 0  # samplings: sequences that got tokens, summed over steps
+    num_draft_tokens: int = 0  # proposed for acceptance and computed
+    num_accepted_tokens: int = 0  # of those, part of an output
     step_s: float = 0.0  # counter, seconds spent in steps
     host_s: float = 0.0  # counter, the part of step_s outside the model call

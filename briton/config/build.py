@@ -11,6 +11,7 @@ from briton.config.checkpoint import CheckpointRepository
 from briton.config.enums import TrussSpecDecMode, TrussTRTLLMModel, TrussTRTLLMQuantizationType
 from briton.config.runtime import Count, MaxBatchSize, MaxSeqLen, TrussTRTLLMRuntimeConfiguration
 from briton.config.section import Section, refuse
+from briton.types import LookaheadConfig
 
 MAX_DRAFT_TOKENS = 2048
 
@@ -71,9 +72,9 @@ class TrussSpeculatorConfiguration(Section):
         for name in ("lookahead_windows_size", "lookahead_ngram_size", "lookahead_verification_set_size"):
             if getattr(self, name) is None:
                 raise refuse(f"LOOKAHEAD_DECODING requires {name}", name)
-        required = lookahead_draft_tokens(
+        required = LookaheadConfig(
             self.lookahead_windows_size or 0, self.lookahead_ngram_size or 0, self.lookahead_verification_set_size or 0
-        )
+        ).draft_tokens
         given = self.num_draft_tokens
         if given is None and required < 1:
             raise refuse("lookahead of n-gram size 1 drafts no tokens: give num_draft_tokens", "num_draft_tokens")
@@ -84,11 +85,6 @@ class TrussSpeculatorConfiguration(Section):
             raise refuse(f"{tokens} draft tokens are more than the limit of {MAX_DRAFT_TOKENS}", "num_draft_tokens")
         object.__setattr__(self, "num_draft_tokens", tokens)  # still being made, so not yet frozen
         return self
-
-
-def lookahead_draft_tokens(windows: int, ngram: int, verification_set: int) -> int:
-    """The draft tokens of one lookahead step, as TensorRT-LLM counts them."""
-    return (0 if ngram == 1 else ngram - 2) + (windows - 1 + verification_set) * (ngram - 1)
 
 
 class TrussTRTLLMBuildConfiguration(Section):

@@ -189,8 +189,8 @@ class LocalExecutor:
         """Update every sequence of the plan, and sample for those that caught up with their tokens; their chunks are
         added to `chunks`."""
         due = [entry.sequence for entry in plan if entry.samples]
-        for sequence, count in plan:
-            self._scheduler.update(sequence, count)
+        for entry in plan:
+            self._scheduler.update(entry.sequence, entry.num_new_tokens)
         for sequence, sampled in zip(due, self._sampler.sample(logits, due), strict=True):
             request = sequence.request
             if not self._is_open(request):
@@ -231,5 +231,5 @@ class LocalExecutor:
 
 def _num_prompt_tokens(entry: ScheduledSequence) -> int:
     """How many of a scheduled sequence's new tokens belong to its prompt."""
-    sequence, count = entry
-    return max(0, min(count, sequence.num_prompt_tokens - sequence.num_computed_tokens))
+    left = entry.sequence.num_prompt_tokens - entry.sequence.num_computed_tokens
+    return max(0, min(entry.num_new_tokens, left))

@@ -71,7 +71,18 @@ class ModelRunner:
         while batch_size <= min(max_batch_size, self.num_blocks):
             ones, steps = np.ones(batch_size, np.int64), np.arange(batch_size + 1, dtype=np.int32)
             logits = self.forward(
-                StepInputs(ones, 0 * ones, 0 * steps[1:], steps, steps[:-1], steps, 1, steps[:-1].astype(np.int64))
+                StepInputs(
+                    ones,
+                    0 * ones,
+                    0 * steps[1:],
+                    steps,
+                    steps[:-1],
+                    steps,
+                    1,
+                    steps[:-1].astype(np.int64),
+                    np.zeros(0, np.uint8),
+                    0 * steps,
+                )
             )
             if not np.isfinite(logits).all():
                 raise BuildError("the model's logits are not finite numbers: its weights are damaged")

@@ -8,14 +8,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from briton.local.lookahead.draft import Draft
 from briton.local.sequence import Sequence
 
 
 class ScheduledSequence(NamedTuple):
-    """One sequence's share of a step: its next `num_new_tokens` uncomputed tokens."""
+    """One sequence's share of a step: its next `num_new_tokens` uncomputed tokens, and a draft of what may follow."""
 
     sequence: Sequence
     num_new_tokens: int
+    draft: Draft | None = None  # only where this samples
 
     @property
     def samples(self) -> bool:
@@ -37,32 +39,48 @@ class StepInputs(NamedTuple):
     block_indices_begins: NDArray[np.int32]  # [sequences + 1]
     max_context_len: int  # longest past + new
     sampled_rows: NDArray[np.int64]  # rows whose logits are wanted, in plan order
+    qq_bias: NDArray[np.uint8]  # query by query masks of the sequences that have one, flattened: 1 = may attend
+    qq_bias_begins: NDArray[np.int32]  # [sequences + 1], into qq_bias; an empty range is plain causal attention
 
 
 def step_inputs(plan: StepPlan) -> StepInputs:
-    """Lay a plan out for the model."""
-    past = [s.num_computed_tokens for s, _ in plan]
-    counts = [n for _, n in plan]
-    tables = [s.block_table for s, _ in plan]
-    begins = _prefix_sums(counts)
-    if max(counts) == 1:
-        token_ids = np.array([s.token_ids[p] for (s, _), p in zip(plan, past, strict=True)], np.int64)
-        position_ids = np.array(past, np.int64)
-    else:
-        token_ids = np.array(
-            list(chain.from_iterable(s.token_ids[p : p + n] for (s, n), p in zip(plan, past, strict=True))), np.int64
-        )
-        position_ids = np.concatenate([np.arange(p, p + n, dtype=np.int64) for p, n in zip(past, counts, strict=True)])
-    sampled = [i for i, entry in enumerate(plan) if entry.samples]
+    """Lay a plan out for the model. A sequence's draft follows its own new tokens."""
+    past = [entry.sequence.num_computed_tokens for entry in plan]
+    counts = [entry.num_new_tokens + len(entry.draft or ()) for entry in plan]
+    tables = [entry.sequence.block_table for entry in plan]
+    token_ids: list[int] = []
+    position_ids: list[int] = []
+    sampled_rows: list[int] = []
+    masks: list[NDArray[np.uint8]] = []
+    mask_sizes = []
+    for (sequence, num_new, draft), start in zip(plan, past, strict=True):
+        end = start + num_new
+        token_ids += sequence.token_ids[start:end]
+        position_ids += range(start, end)
+        mask_sizes.append(0)
+        if end == sequence.num_tokens:
+            sampled_rows.append(len(token_ids) - 1)
+        if draft is None:
+            continue
+        sampled_rows += [len(token_ids) + node for node in draft.rows]
+        token_ids += draft.token_ids
+        if draft.is_chain:
+            position_ids += range(end, end + len(draft))
+        else:
+            position_ids += [end - 1 + depth for depth in draft.depths()]
+            masks.append(draft.mask(num_new).ravel())
+            mask_sizes[-1] = masks[-1].size
     return StepInputs(
-        token_ids,
-        position_ids,
+        np.array(token_ids, np.int64),
+        np.array(position_ids, np.int64),
         np.array(past, np.int32),
-        begins,
+        _prefix_sums(counts),
         np.array(list(chain.from_iterable(tables)), np.int32),
         _prefix_sums([len(t) for t in tables]),
         max(p + n for p, n in zip(past, counts, strict=True)),
-        begins[1:][sampled].astype(np.int64) - 1,
+        np.array(sampled_rows, np.int64),
+        np.concatenate(masks) if masks else np.zeros(0, np.uint8),
+        _prefix_sums(mask_sizes),
     )
 
 

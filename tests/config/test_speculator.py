@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from briton.config.build import lookahead_draft_tokens
+from briton.types import LookaheadConfig
 
 from .conftest import LoadChanged, Refusal
 
@@ -34,7 +34,7 @@ LOOKAHEAD = {
     ],
 )
 def test_draft_tokens_of_lookahead(sizes: tuple[int, int, int], tokens: int) -> None:
-    assert lookahead_draft_tokens(*sizes) == tokens
+    assert LookaheadConfig(*sizes).draft_tokens == tokens
 
 
 def test_draft_tokens_default_to_what_lookahead_needs(load_changed: LoadChanged) -> None:

@@ -41,6 +41,8 @@ def logits(path: Path, quantization: str, folder: Path) -> NDArray[np.float32]:
         block_indices_begins=np.array([0, -(-count // BLOCK_SIZE)], np.int32),
         max_context_len=count,
         sampled_rows=np.arange(count, dtype=np.int64),
+        qq_bias=np.zeros(0, np.uint8),
+        qq_bias_begins=np.zeros(2, np.int32),
     )
     return runner.forward(inputs).copy()
 

@@ -126,6 +126,8 @@ class Calls:
             block_indices_begins=np.cumsum([0, *map(len, tables)]).astype(np.int32),
             max_context_len=max(p + n for p, n in zip(past, counts, strict=True)),
             sampled_rows=np.arange(len(fed), dtype=np.int64),
+            qq_bias=np.zeros(0, np.uint8),
+            qq_bias_begins=np.zeros(len(plan) + 1, np.int32),
         )
         logits = self.runner.forward(inputs).copy()
         assert logits.shape[0] == len(fed)

@@ -46,6 +46,10 @@ class _Decoder:
             for name in ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
         ]
         self._max_context_len = self._input("max_context_len", [], np.int32).output(0)
+        self._qq_bias = [
+            self._input("qq_bias", [-1], np.uint8).output(0),
+            self._input("qq_bias_begins", [-1], np.int32).output(0),
+        ]
         sampled_rows = self._input("sampled_rows", [-1], np.int64)
 
         self._cos, self._sin = (
@@ -114,14 +118,13 @@ class _Decoder:
         off, no_ints, no_floats = _int32(0), _int32([]), ops.constant(np.zeros(0, np.float32)).output(0)
         scale = ops.constant(np.float32(m.head_dim**-0.5)).output(0)
         no_sinks = ops.constant(np.zeros((0, 0, 0, 0), np.float32)).output(0)
-        no_mask = ops.constant(np.zeros(0, np.uint8)).output(0)
         node = PagedAttention(
             [
                 *(query, key, value, *caches, *self._batch, scale),
                 *(off, no_floats, self._max_context_len),  # sliding_window, alibi_slopes
                 *(no_ints, no_ints, no_ints, no_floats, no_floats, off, off),  # rotation and xattention
                 *(no_sinks, off, no_ints, no_ints, no_ints, no_ints),  # sinks, adaptive_rkv, token_type_ids
-                *(no_mask, no_ints),  # qq_bias
+                *self._qq_bias,
             ]
         )
         info = node.get_rt_info()
