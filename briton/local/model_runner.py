@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ from numpy.typing import NDArray
 
 from briton.engine_dir import EngineManifest, rank_file
 from briton.errors import BuildError, ConfigError
-from briton.local.memory import num_kv_blocks
+from briton.local.memory import num_graph_copies, num_kv_blocks
 from briton.local.models.decoder import build_decoder
 from briton.local.models.weights import Weights
+from briton.local.padding import pad_tokens, padded_size
 from briton.local.plan import StepInputs
 from briton.local.settings import BLOCK_SIZE, LocalSettings
+from briton.local.step_graphs import compile_step_graphs
 
 logger = logging.getLogger(__name__)
 
@@ -25,79 +28,104 @@ class ModelRunner:
     """One rank's model. `num_blocks` blocks of BLOCK_SIZE tokens; pages of the cache are touched, and so cost
     memory, when first used."""
 
-    def __init__(self, directory: Path, manifest: EngineManifest, settings: LocalSettings) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        manifest: EngineManifest,
+        settings: LocalSettings,
+        *,
+        drafts: bool = False,
+        fixed_sizes: Sequence[int] | None = None,
+    ) -> None:
+        """Compile and allocate. `drafts`: steps will have drafts. `fixed_sizes` are those of FIXED_SIZES that get a
+        graph of their own; None: as many as there is memory for."""
         core = ov.Core()
         self.precision = settings.precision or _best_precision(core)
         self.kv_cache_dtype = _kv_cache_dtype(settings, manifest, self.precision)
         self.max_seq_len = min(
             settings.max_seq_len or manifest.model.max_position_embeddings, manifest.model.max_position_embeddings
         )
-        self._weights = Weights(directory / rank_file(0))
+        weights_path = directory / rank_file(0)
+        self._weights = Weights(weights_path)
+        if fixed_sizes is None:
+            fixed_sizes = _affordable_sizes(weights_path.stat().st_size, drafts)
+        properties = {
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "KV_CACHE_PRECISION": self.kv_cache_dtype,
+            "INFERENCE_NUM_THREADS": settings.threads or len(os.sched_getaffinity(0)),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
         model = build_decoder(manifest.model, self._weights, self.max_seq_len)
-        compiled = core.compile_model(
-            model,
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": self.precision,
-                "KV_CACHE_PRECISION": self.kv_cache_dtype,
-                "INFERENCE_NUM_THREADS": settings.threads or len(os.sched_getaffinity(0)),
-                "PERFORMANCE_HINT": "LATENCY",
-            },
-        )
-        self._request = compiled.create_infer_request()
-        caches = {port.get_any_name(): port for port in compiled.inputs if "_cache." in port.get_any_name()}
-        shapes = {name: [d.get_length() for d in list(port.get_partial_shape())[1:]] for name, port in caches.items()}
+        self._dynamic, *fixed = compile_step_graphs(core, model, properties, fixed_sizes)
+        self._fixed = dict(zip(fixed_sizes, fixed, strict=True))
+        ports = self._dynamic.kv_cache_ports()
+        shapes = {name: [d.get_length() for d in list(port.get_partial_shape())[1:]] for name, port in ports.items()}
         if any(shape[1] < BLOCK_SIZE for shape in shapes.values()):
             raise ConfigError(
                 f"this OpenVINO lays out KV cache blocks as {shapes}; {BLOCK_SIZE} tokens a block were expected"
             )
         self.block_bytes = sum(
-            int(np.prod(shapes[name])) * port.get_element_type().bitwidth // 8 for name, port in caches.items()
+            int(np.prod(shapes[name])) * port.get_element_type().bitwidth // 8 for name, port in ports.items()
         )
         self.num_blocks = num_kv_blocks(settings, self.max_seq_len, self.block_bytes)
-        self._kv_cache = []
-        for name, port in caches.items():
-            tensor = ov.Tensor(port.get_element_type(), [self.num_blocks, *shapes[name]])
-            self._kv_cache.append(tensor)
-            self._request.set_tensor(name, tensor)
+        # one block more than anybody knows of, for padding
+        self._kv_cache = {
+            name: ov.Tensor(port.get_element_type(), [self.num_blocks + 1, *shapes[name]])
+            for name, port in ports.items()
+        }
+        for graph in (self._dynamic, *fixed):
+            graph.set_kv_cache(self._kv_cache)
 
     def warm_up(self, max_batch_size: int) -> None:
-        """Run one-token batches of 1, 2, 4, ... sequences, so that no user pays for what the plugin prepares at a
-        first call.
+        """Run one-token batches of 1, 2, 4, ... sequences in every graph that takes them, so that no user pays for
+        what the plugin prepares at a first call.
 
         Writes to the cache's first blocks, which nobody has yet. Raises BuildError when the logits are not numbers.
         """
         batch_size = 1
         while batch_size <= min(max_batch_size, self.num_blocks):
-            ones, steps = np.ones(batch_size, np.int64), np.arange(batch_size + 1, dtype=np.int32)
-            logits = self.forward(
-                StepInputs(
-                    ones,
-                    0 * ones,
-                    0 * steps[1:],
-                    steps,
-                    steps[:-1],
-                    steps,
-                    1,
-                    steps[:-1].astype(np.int64),
-                    np.zeros(0, np.uint8),
-                    0 * steps,
-                )
-            )
-            if not np.isfinite(logits).all():
-                raise BuildError("the model's logits are not finite numbers: its weights are damaged")
+            inputs = _one_token_each(batch_size)
+            for logits in (self._dynamic.compute(inputs), self.forward(inputs)):
+                if not np.isfinite(logits).all():
+                    raise BuildError("the model's logits are not finite numbers: its weights are damaged")
             batch_size *= 2
 
     def forward(self, inputs: StepInputs) -> NDArray[np.float32]:
         """Compute one step: write the new tokens' keys and values, return logits [rows, vocab], valid until the next
         call."""
-        for name, value in zip(inputs._fields, inputs, strict=True):
-            # max_context_len must stay 0-d: np.ascontiguousarray would make it 1-d, and the call would be refused
-            array = np.array(value, np.int32) if name == "max_context_len" else value
-            self._request.set_tensor(name, ov.Tensor(array))
-        self._request.infer()
-        logits: NDArray[np.float32] = self._request.get_tensor("logits").data
-        return logits
+        size = padded_size(inputs, self._fixed)
+        if size > len(inputs.token_ids):
+            inputs = pad_tokens(inputs, size, scratch_block=self.num_blocks)
+        return self._fixed.get(size, self._dynamic).compute(inputs)
+
+
+def _affordable_sizes(weights_bytes: int, drafts: bool) -> list[int]:
+    """The fixed sizes worth a copy of the weights each, the most useful first; logs what was decided."""
+    wanted = [8, 1, 16] if drafts else [1, 8, 16]
+    sizes = wanted[: num_graph_copies(weights_bytes)]
+    logger.info(
+        "graphs of their own for steps of %s tokens: %.2f GiB of weights each, packed anew",
+        sizes or "no fixed number of",
+        weights_bytes / 2**30,
+    )
+    return sizes
+
+
+def _one_token_each(batch_size: int) -> StepInputs:
+    """The first token of each sequence, in a block each."""
+    ones, steps = np.ones(batch_size, np.int64), np.arange(batch_size + 1, dtype=np.int32)
+    return StepInputs(
+        token_ids=ones,
+        position_ids=0 * ones,
+        past_lens=0 * steps[1:],
+        subsequence_begins=steps,
+        block_indices=steps[:-1],
+        block_indices_begins=steps,
+        max_context_len=1,
+        sampled_rows=steps[:-1].astype(np.int64),
+        qq_bias=np.zeros(0, np.uint8),
+        qq_bias_begins=0 * steps,
+    )
 
 
 def _kv_cache_dtype(settings: LocalSettings, manifest: EngineManifest, precision: str) -> str:
