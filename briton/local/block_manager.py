@@ -81,6 +81,15 @@ class BlockManager:
             self._ref_counts[block] = 1
             sequence.block_table.append(block)
 
+    def trim(self, sequence: Sequence) -> None:
+        """Take back what a draft was given and does not keep: blocks beyond the computed tokens. Nothing in them is
+        worth remembering, so they are the first to be taken again."""
+        for _ in range(len(sequence.block_table) - self.blocks_for(sequence.num_computed_tokens)):
+            block = sequence.block_table.pop()
+            self._ref_counts[block] = 0
+            self._free[block] = None
+            self._free.move_to_end(block, last=False)
+
     def commit(self, sequence: Sequence) -> None:
         """Make the sequence's full computed blocks known for reuse. The first block of equal content stays the known
         one."""
@@ -116,6 +125,7 @@ class BlockManager:
             assert len(set(sequence.block_table)) == len(sequence.block_table), "a table holds a block twice"
             assert sequence.num_computed_tokens <= sequence.num_tokens
             assert sequence.num_computed_tokens <= len(sequence.block_table) * self.block_size
+            assert len(sequence.block_table) >= self.blocks_for(sequence.num_computed_tokens)
             assert sequence.num_committed_blocks <= sequence.num_computed_tokens // self.block_size
         for block in range(self.num_blocks):
             assert self._ref_counts[block] == held[block], f"block {block}: ref count is not the number of tables"

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,17 @@ from briton.errors import BritonError, EngineDead, InvalidRequest, QueueFull
 from briton.local.block_manager import BlockManager
 from briton.local.output import OutputProcessor
 from briton.local.plan import ScheduledSequence, StepInputs, StepPlan, step_inputs
-from briton.local.sampler import Sampler
+from briton.local.sampler import Sampler, StepLogits
 from briton.local.scheduler import Scheduler
 from briton.local.sequence import Request
 from briton.local.settings import SchedulerPolicy
+from briton.local.verification import Verified, verify
 from briton.types import ExecutorStats, FinishReason, GenerationRequest, ModelInfo, TokenChunk
 from briton.validation import check_request
+
+if TYPE_CHECKING:
+    from briton.local.lookahead.costs import CostCurve
+    from briton.local.lookahead.speculator import Speculator
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +42,9 @@ class _Counters:
     num_steps: int = 0
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
+    num_sequence_steps: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
     step_s: float = 0.0
     host_s: float = 0.0
 
@@ -45,8 +54,16 @@ class LocalExecutor:
     and the outbox."""
 
     def __init__(
-        self, info: ModelInfo, forward: Forward, *, policy: SchedulerPolicy, enable_chunked_context: bool = True
+        self,
+        info: ModelInfo,
+        forward: Forward,
+        *,
+        policy: SchedulerPolicy,
+        enable_chunked_context: bool = True,
+        costs: CostCurve | None = None,
     ) -> None:
+        """Start it. `costs` are asked for by an engine that speculates (`info.lookahead`): they say what it may
+        cost."""
         self.info = info
         self._chunked = enable_chunked_context
         self._blocks = BlockManager(info.kv_cache_tokens // info.kv_block_size, info.kv_block_size)
@@ -57,6 +74,11 @@ class LocalExecutor:
             policy=policy,
             enable_chunked_context=enable_chunked_context,
         )
+        self._speculator: Speculator | None = None
+        if costs is not None and info.lookahead is not None:
+            from briton.local.lookahead.speculator import Speculator
+
+            self._speculator = Speculator(info, costs)
         self._sampler = Sampler(info.vocab_size, info.stop_token_ids)
         self._output = OutputProcessor(info.stop_token_ids)
         self._open: dict[int, Request] = {}  # accepted and not ended, the inbox included
@@ -170,6 +192,9 @@ class LocalExecutor:
         plan = self._scheduler.schedule()
         if not plan:
             return
+        if self._speculator is not None:
+            drafts = self._speculator.drafts(plan)
+            plan = plan if drafts is None else self._scheduler.attach_drafts(plan, drafts)
         inputs = step_inputs(plan)
         self._counters.num_prompt_tokens += sum(_num_prompt_tokens(entry) for entry in plan)
         dispatched = time.perf_counter()
@@ -188,27 +213,43 @@ class LocalExecutor:
     def _book(self, plan: StepPlan, logits: NDArray[np.float32], chunks: list[TokenChunk]) -> None:
         """Update every sequence of the plan, and sample for those that caught up with their tokens; their chunks are
         added to `chunks`."""
-        due = [entry.sequence for entry in plan if entry.samples]
+        rows = StepLogits(logits)
+        row = 0
         for entry in plan:
-            self._scheduler.update(entry.sequence, entry.num_new_tokens)
-        for sequence, sampled in zip(due, self._sampler.sample(logits, due), strict=True):
-            request = sequence.request
+            sequence, request = entry.sequence, entry.sequence.request
+            if not entry.samples:
+                self._scheduler.update(sequence, entry.num_new_tokens)
+                continue
+            first_row, row = row, row + entry.num_rows
             if not self._is_open(request):
                 continue  # a sibling's error has just ended the request
-            if isinstance(sampled, Exception):
-                chunks.append(self._end(request, FinishReason.ERROR, sampled))
-                continue
-            self._counters.num_output_tokens += 1
-            if request.first_token_at is None:
+            verified = verify(entry, rows, first_row, self._sampler, self._output)
+            self._scheduler.update(sequence, entry.num_new_tokens + verified.num_in_place)
+            if self._speculator is not None:
+                self._speculator.update(entry, verified, rows, first_row)
+            self._count(entry, verified)
+            if verified.sampled and request.first_token_at is None:
                 request.first_token_at = time.monotonic()
                 self._scheduler.start_siblings(request)
-            chunk = self._output.append(sequence, sampled)
             if sequence.finish_reason is not None:
                 self._scheduler.finish(sequence)
                 if request.is_finished:
                     del self._open[request.request.request_id]
-            if chunk is not None:
+            if verified.sampled and (chunk := self._output.chunk(sequence, verified.sampled)) is not None:
                 chunks.append(chunk)
+            if verified.error is not None:
+                chunks.append(self._end(request, FinishReason.ERROR, verified.error))
+
+    def _count(self, entry: ScheduledSequence, verified: Verified) -> None:
+        request, counters = entry.sequence.request, self._counters
+        num_drafted = 0 if entry.draft is None else entry.draft.num_candidates
+        request.num_steps += 1
+        request.num_draft_tokens += num_drafted
+        request.num_accepted_tokens += len(verified.accepted)
+        counters.num_output_tokens += len(verified.sampled)
+        counters.num_sequence_steps += 1
+        counters.num_draft_tokens += num_drafted
+        counters.num_accepted_tokens += len(verified.accepted)
 
     def _end(self, request: Request, reason: FinishReason, error: Exception | None = None) -> TokenChunk:
         """End a whole request before its time."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from briton.local.sampler import Sampled
 from briton.local.sequence import Request, Sequence
-from briton.types import FinishReason, TokenChunk, TokenLogprob
+from briton.types import FinishReason, TokenChunk
 
 
 class OutputProcessor:
@@ -15,18 +15,19 @@ class OutputProcessor:
     def __init__(self, stop_token_ids: Iterable[int]) -> None:
         self._stop_token_ids = frozenset(stop_token_ids)
 
-    def append(self, sequence: Sequence, sampled: Sampled) -> TokenChunk | None:
-        """Add a token to its sequence, set `finish_reason` if it was the last, and return the chunk to send; None
-        when it is held back."""
+    def append(self, sequence: Sequence, sampled: Sampled) -> None:
+        """Add a token to its sequence, and set `finish_reason` if it was the last."""
         sequence.token_ids.append(sampled.token_id)
-        stopped = self._is_stop(sequence, sampled.token_id)
-        if stopped or sampled.ends_guide:
+        if sampled.ends_guide or self._is_stop(sequence, sampled.token_id):
             sequence.finish_reason = FinishReason.STOP
         elif sequence.num_output_tokens >= sequence.sampling.max_tokens:
             sequence.finish_reason = FinishReason.LENGTH
+
+    def chunk(self, sequence: Sequence, sampled: list[Sampled]) -> TokenChunk | None:
+        """What to send of the tokens that a step appended; None when they are held back."""
         request = sequence.request
-        token_ids: tuple[int, ...] = (sampled.token_id,)
-        logprobs: tuple[TokenLogprob, ...] = () if sampled.logprob is None else (sampled.logprob,)
+        token_ids = tuple(token.token_id for token in sampled)
+        logprobs = tuple(token.logprob for token in sampled if token.logprob is not None)
         if not request.request.stream:
             sequence.held_token_ids += token_ids
             sequence.held_logprobs += logprobs
@@ -42,10 +43,11 @@ class OutputProcessor:
             token_ids,
             logprobs,
             sequence.finish_reason,
-            stop_token_id=sampled.token_id if stopped else None,
+            stop_token_id=token_ids[-1] if self._is_stop(sequence, token_ids[-1]) else None,
             is_final=is_final,
             cached_tokens=request.cached_tokens if is_final else 0,
             timings=request.timings() if is_final else None,
+            speculation=request.speculation() if is_final else None,
         )
 
     def ended(self, request: Request, reason: FinishReason, error: Exception | None = None) -> TokenChunk:
@@ -64,6 +66,7 @@ class OutputProcessor:
             is_final=True,
             cached_tokens=request.cached_tokens,
             timings=request.timings(),
+            speculation=request.speculation(),
         )
 
     def _is_stop(self, sequence: Sequence, token_id: int) -> bool:

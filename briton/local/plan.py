@@ -24,6 +24,11 @@ class ScheduledSequence(NamedTuple):
         """Whether this catches up with the sequence's tokens, so that a next one is sampled."""
         return self.sequence.num_computed_tokens + self.num_new_tokens == self.sequence.num_tokens
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of logits that it gets, where it samples: its last token's, then the draft's."""
+        return 1 if self.draft is None else 1 + len(self.draft.rows)
+
 
 StepPlan = list[ScheduledSequence]
 

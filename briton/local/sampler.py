@@ -1,4 +1,4 @@
-"""From logits to tokens: one row of float32 [vocab] for each sequence that is due.
+"""From logits to tokens: one row of float32 [vocab] for each token.
 
 Order: penalties, logit bias, bad words and min_tokens, guide mask, temperature, top_k, top_p, min_p (TensorRT-LLM,
 vLLM).
@@ -7,6 +7,7 @@ A row's result depends on nothing but the row and its sequence, so that a seed r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
@@ -29,6 +30,27 @@ class Sampled(NamedTuple):
     ends_guide: bool = False  # nothing but the end may follow
 
 
+class StepLogits:
+    """The logits [rows, vocab] of one step. Rows may be edited, each by its own sequence."""
+
+    def __init__(self, logits: NDArray[np.float32]) -> None:
+        self._logits = logits
+        self._argmax: list[int] | None = None  # of all rows at once, when first asked for
+
+    def __len__(self) -> int:
+        return len(self._logits)
+
+    def __getitem__(self, row: int) -> Row:
+        values: Row = self._logits[row]
+        return values
+
+    def argmax(self, row: int) -> int:
+        """The most likely token of a row that nobody has edited."""
+        if self._argmax is None:
+            self._argmax = self._logits.argmax(axis=1).tolist()
+        return self._argmax[row]
+
+
 class Sampler:
     """Chooses tokens, and moves guides on with them. Holds the model's constants only; what a sequence needs over
     time lives in the sequence."""
@@ -38,27 +60,22 @@ class Sampler:
         self._stop_token_ids = list(stop_token_ids)
         self._mask_row = np.empty((vocab_size + 31) // 32, np.int32)
 
-    def sample(self, logits: NDArray[np.float32], sequences: list[Sequence]) -> list[Sampled | Exception]:
-        """Sample row i of `logits` [rows, vocab] for sequence i; rows may be edited. An exception ends that
-        sequence's request alone."""
-        if all(_is_plain(sequence) for sequence in sequences):
-            tokens = logits.argmax(axis=1)
-            if np.isfinite(logits[np.arange(len(tokens)), tokens]).all():
-                return [Sampled(int(token)) for token in tokens]
-        results: list[Sampled | Exception] = []
-        for row, sequence in zip(logits, sequences, strict=True):
-            try:
-                results.append(self._sample_row(row, sequence))
-            except Exception as error:
-                results.append(error)
-        return results
+    def sample(self, logits: StepLogits, row: int, sequence: Sequence) -> Sampled:
+        """The next token of a sequence whose last token's logits are `row`. Raises what ends the sequence's request
+        alone."""
+        if _is_plain(sequence):
+            token_id = logits.argmax(row)
+            if not math.isfinite(logits[row][token_id]):
+                raise _no_logit_is_finite()
+            return Sampled(token_id)
+        return self._sample_row(logits[row], sequence)
 
     def _sample_row(self, row: Row, sequence: Sequence) -> Sampled:
         sampling = sequence.sampling
         raw = row.copy() if sampling.logprobs is not None else None
         self._edit(row, sequence)
         if not np.isfinite(row.max()):
-            raise RuntimeError("no logit is finite: the model's output is damaged, or every token is forbidden")
+            raise _no_logit_is_finite()
         if sequence.guide is not None:
             row = self._masked(row, sequence)
         token_id = int(row.argmax()) if sampling.temperature == 0 else draw(row, sampling, sequence.rng)
@@ -154,6 +171,10 @@ def token_logprob(raw: Row, token_id: int, num_top: int) -> TokenLogprob:
     return TokenLogprob(
         token_id, float(raw[token_id]) - log_total, tuple((int(i), float(raw[i]) - log_total) for i in ids)
     )
+
+
+def _no_logit_is_finite() -> RuntimeError:
+    return RuntimeError("no logit is finite: the model's output is damaged, or every token is forbidden")
 
 
 def _is_plain(sequence: Sequence) -> bool:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections.abc import Sequence as Seq
 
 from briton.local.block_manager import BlockManager
+from briton.local.lookahead.draft import Draft
 from briton.local.plan import ScheduledSequence, StepPlan
 from briton.local.sequence import Request, Sequence
 from briton.local.settings import SchedulerPolicy
@@ -87,10 +89,29 @@ class Scheduler:
             self._admit(plan, budget)
         return plan
 
+    def attach_drafts(self, plan: StepPlan, drafts: Seq[Draft | None]) -> StepPlan:
+        """The plan with its sequences' drafts, as far as there are blocks that were promised to nobody. What does not
+        fit is cut: a draft stops no sequence."""
+        unpromised = self.blocks.num_free_blocks - self._reserved()
+        result: StepPlan = []
+        for entry, proposed in zip(plan, drafts, strict=True):
+            sequence, draft = entry.sequence, proposed
+            if draft is not None:
+                promised = sequence.max_num_tokens if self._policy == "guaranteed_no_evict" else 0
+                own = max(self.blocks.blocks_for(promised), len(sequence.block_table))
+                room = (own + unpromised) * self.blocks.block_size - sequence.num_tokens
+                draft = draft if len(draft) <= room else draft.cut(room)
+                end = sequence.num_tokens + len(draft)
+                unpromised -= max(0, self.blocks.blocks_for(end) - own)
+                self.blocks.extend(sequence, end)
+            result.append(entry._replace(draft=draft or None))
+        return result
+
     def update(self, sequence: Sequence, num_new_tokens: int) -> None:
-        """Book computed tokens of one scheduled sequence."""
+        """Book computed tokens of one scheduled sequence; blocks that only a draft needed go back."""
         sequence.num_computed_tokens += num_new_tokens
         self.blocks.commit(sequence)
+        self.blocks.trim(sequence)
 
     def start_siblings(self, request: Request) -> None:
         """Queue the other n - 1 sequences, now that the prompt's blocks can be shared."""

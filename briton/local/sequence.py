@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from briton.guidance.guide import Guide
 from briton.local.penalties import PenaltyState
-from briton.types import FinishReason, GenerationRequest, RequestTimings, SamplingParams, TokenLogprob
+from briton.types import FinishReason, GenerationRequest, RequestTimings, SamplingParams, Speculation, TokenLogprob
+
+if TYPE_CHECKING:
+    from briton.local.lookahead.drafter import Drafter
 
 
 @dataclass(eq=False, slots=True)
@@ -27,6 +31,7 @@ class Sequence:
     num_committed_blocks: int = 0  # of block_table, from its start: computed, and known for reuse
     finish_reason: FinishReason | None = None
     penalties: PenaltyState | None = None  # the sampler's
+    drafter: Drafter | None = None  # the speculator's
     held_token_ids: list[int] = field(default_factory=list)  # of a request that does not stream
     held_logprobs: list[TokenLogprob] = field(default_factory=list)
 
@@ -69,6 +74,9 @@ class Request:
     request: GenerationRequest
     sequences: list[Sequence] = field(default_factory=list)
     cached_tokens: int = 0
+    num_steps: int = 0  # of all sequences, those in which they were sampled
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
     submitted_at: float = field(default_factory=time.monotonic)
     scheduled_at: float | None = None
     first_token_at: float | None = None
@@ -97,6 +105,10 @@ class Request:
     def is_finished(self) -> bool:
         """All sequences have ended."""
         return all(s.finish_reason is not None for s in self.sequences)
+
+    def speculation(self) -> Speculation:
+        """What drafting has done for it."""
+        return Speculation(self.num_steps, self.num_draft_tokens, self.num_accepted_tokens)
 
     def timings(self) -> RequestTimings:
         """Where the time went, now that the request has ended."""

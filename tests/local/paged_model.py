@@ -31,15 +31,27 @@ class PagedModel:
         for i, past in enumerate(inputs.past_lens):
             begin, end = inputs.subsequence_begins[i : i + 2]
             table = inputs.block_indices[inputs.block_indices_begins[i] : inputs.block_indices_begins[i + 1]]
+            mask = self._mask(inputs, i, end - begin)
             for offset, token in enumerate(inputs.token_ids[begin:end]):
-                position = int(past) + offset
-                assert inputs.position_ids[begin + offset] == position
-                self._cache[table[position // self._block_size], position % self._block_size] = token
-            if end - 1 in inputs.sampled_rows:
-                context = self._cache[table].ravel()[: past + end - begin]
-                rows.append(logits_after(context.tolist()))
+                slot = int(past) + offset
+                assert inputs.position_ids[begin + offset] == past + mask[offset].sum() - 1, "position is not depth"
+                self._cache[table[slot // self._block_size], slot % self._block_size] = token
+            context = self._cache[table].ravel()
+            for offset in range(end - begin):
+                if begin + offset in inputs.sampled_rows:
+                    seen = [*context[:past], *context[past : past + end - begin][mask[offset] == 1]]
+                    rows.append(logits_after([int(token) for token in seen]))
         assert len(rows) == len(inputs.sampled_rows)
         return np.array(rows, np.float32).reshape(-1, VOCAB_SIZE)
+
+    @staticmethod
+    def _mask(inputs: StepInputs, i: int, size: int) -> NDArray[np.uint8]:
+        """Who attends to whom among the new tokens of sequence i: [query, query]."""
+        begin, end = inputs.qq_bias_begins[i : i + 2]
+        if begin == end:
+            return np.tri(size, dtype=np.uint8)
+        mask: NDArray[np.uint8] = inputs.qq_bias[begin:end].reshape(size, size)
+        return mask
 
 
 def logits_after(token_ids: list[int]) -> NDArray[np.float32]:

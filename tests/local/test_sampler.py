@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from briton.local.sampler import Sampled, Sampler, draw, token_logprob
+from briton.local.sampler import Sampled, Sampler, StepLogits, draw, token_logprob
 from briton.local.sequence import Request, Sequence
 from briton.types import GenerationRequest, SamplingParams
 
@@ -33,8 +33,20 @@ def logits(**values: float) -> NDArray[np.float32]:
     return row
 
 
-def sample(row: NDArray[np.float32], *sequences: Sequence) -> list[int]:
-    results = Sampler(VOCAB_SIZE, [STOP]).sample(row, list(sequences))
+def sample_each(rows: NDArray[np.float32], *sequences: Sequence) -> list[Sampled | Exception]:
+    """Row i for sequence i; what a sequence's sampling raises stands in its place."""
+    sampler, logits = Sampler(VOCAB_SIZE, [STOP]), StepLogits(rows)
+    results: list[Sampled | Exception] = []
+    for i, each in enumerate(sequences):
+        try:
+            results.append(sampler.sample(logits, i, each))
+        except Exception as error:
+            results.append(error)
+    return results
+
+
+def sample(rows: NDArray[np.float32], *sequences: Sequence) -> list[int]:
+    results = sample_each(rows, *sequences)
     assert all(isinstance(r, Sampled) for r in results), results
     return [r.token_id for r in results]
 
@@ -182,7 +194,7 @@ def test_logprobs_are_the_models_own() -> None:
 
 def test_logprobs_do_not_see_penalties_or_bias() -> None:
     row = logits(t5=2)
-    result = Sampler(VOCAB_SIZE, [STOP]).sample(row, [sequence(logprobs=1, logit_bias={5: -100}, temperature=0.0)])[0]
+    result = sample_each(row, sequence(logprobs=1, logit_bias={5: -100}, temperature=0.0))[0]
     assert isinstance(result, Sampled)
     assert result.logprob is not None
     assert result.token_id != 5
@@ -226,7 +238,7 @@ def test_guide_outranks_min_tokens_and_bias() -> None:
 
 def test_a_guide_without_a_way_ends_its_own_request_alone() -> None:
     rows = np.concatenate([logits(t5=2), logits(t6=2)])
-    stuck, fine = Sampler(VOCAB_SIZE, [STOP]).sample(rows, [sequence(guide=AllowOnly()), sequence()])
+    stuck, fine = sample_each(rows, sequence(guide=AllowOnly()), sequence())
     assert isinstance(stuck, Exception)
     assert "guide allows no token" in str(stuck)
     assert fine == Sampled(6)
@@ -242,7 +254,7 @@ def test_damaged_logits_end_their_own_request_alone(value: float, sampling: dict
     allowed token."""
     for guide in (None, AllowOnly(5, 6)):
         rows = np.concatenate([np.full((1, VOCAB_SIZE), value, np.float32), logits(t6=2)])
-        damaged, fine = Sampler(VOCAB_SIZE, [STOP]).sample(rows, [sequence(guide=guide, **sampling), sequence()])
+        damaged, fine = sample_each(rows, sequence(guide=guide, **sampling), sequence())
         assert isinstance(damaged, RuntimeError)
         assert "no logit is finite" in str(damaged)
         assert fine == Sampled(6)

@@ -3,6 +3,8 @@ is alone."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
@@ -12,12 +14,14 @@ from hypothesis import given, settings
 
 from briton.local import block_manager
 from briton.local.block_manager import BlockManager
+from briton.local.lookahead.draft import ROOT, Draft
 from briton.local.output import OutputProcessor
-from briton.local.plan import step_inputs
-from briton.local.sampler import Sampled, Sampler
+from briton.local.plan import ScheduledSequence, step_inputs
+from briton.local.sampler import Sampler, StepLogits
 from briton.local.scheduler import Scheduler
 from briton.local.sequence import Request
 from briton.local.settings import SchedulerPolicy
+from briton.local.verification import verify
 from briton.types import GenerationRequest, SamplingParams
 from tests.local.paged_model import EOS, VOCAB_SIZE, PagedModel, greedy
 
@@ -33,6 +37,8 @@ class Loop:
     policy: SchedulerPolicy
     num_blocks: int
     chunked: bool = True
+    drafts: Callable[[ScheduledSequence], Draft | None] | None = None
+    num_accepted: int = 0
     outputs: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
 
@@ -63,22 +69,33 @@ class Loop:
         if not plan:
             assert not self.scheduler.has_work, "work is left, and nothing was scheduled"
             return False
-        assert sum(count for _, count in plan) <= MAX_NUM_TOKENS
-        assert all(count > 0 for _, count in plan)
-        logits = self.model.forward(step_inputs(plan))
-        due = [entry.sequence for entry in plan if entry.samples]
-        for sequence, count in plan:
-            self.scheduler.update(sequence, count)
-        for sequence, sampled in zip(due, self.sampler.sample(logits, due), strict=True):
-            assert isinstance(sampled, Sampled)
-            request = sequence.request
+        if self.drafts is not None:
+            plan = self.scheduler.attach_drafts(plan, [self.drafts(entry) for entry in plan])
+            self.scheduler.check_invariants()
+        assert sum(entry.num_new_tokens for entry in plan) <= MAX_NUM_TOKENS
+        assert all(entry.num_new_tokens > 0 for entry in plan)
+        logits = StepLogits(self.model.forward(step_inputs(plan)))
+        row = 0
+        for entry in plan:
+            sequence, request = entry.sequence, entry.sequence.request
+            if not entry.samples:
+                self.scheduler.update(sequence, entry.num_new_tokens)
+                continue
+            verified = verify(entry, logits, row, self.sampler, self.output)
+            row += entry.num_rows
+            assert verified.error is None
+            self.scheduler.update(sequence, entry.num_new_tokens + verified.num_in_place)
+            self.num_accepted += len(verified.accepted)
             if request.first_token_at is None:
                 request.first_token_at = 0.0
                 self.scheduler.start_siblings(request)
-            self.output.append(sequence, sampled)
-            self.outputs.setdefault((request.request.request_id, sequence.index), []).append(sampled.token_id)
+            got = self.outputs.setdefault((request.request.request_id, sequence.index), [])
+            got += [token.token_id for token in verified.sampled]
             if sequence.finish_reason is not None:
                 self.scheduler.finish(sequence)
+            else:
+                assert len(sequence.block_table) == self.scheduler.blocks.blocks_for(sequence.num_computed_tokens)
+        assert row == len(logits)
         self.scheduler.check_invariants()
         return True
 
@@ -103,11 +120,38 @@ arrivals = st.lists(
 )
 
 
+def random_drafts(seed: int) -> Callable[[ScheduledSequence], Draft | None]:
+    """Trees of right and wrong guesses, of which a branch that is not the first may be right; sometimes with a
+    window. They may be longer than what is left of the output."""
+    rng = random.Random(seed)
+
+    def draft(entry: ScheduledSequence) -> Draft | None:
+        if not entry.samples or rng.random() < 0.3:
+            return None
+        right = greedy(tuple(entry.sequence.token_ids), 6, stop=None)
+        branches = []
+        for _ in range(rng.randint(1, 3)):
+            branch = right[: rng.randint(1, 6)]
+            if rng.random() < 0.6:
+                branch[rng.randrange(len(branch))] = rng.randrange(VOCAB_SIZE)
+            branches.append(branch)
+        made = Draft.trie(branches)
+        if rng.random() < 0.7:
+            return made
+        n = len(made)
+        return Draft((*made.token_ids, 1, 2, 3), (*made.parents, ROOT, n, n + 1), n, (n + 2,))
+
+    return draft
+
+
 @pytest.mark.parametrize("policy", ["guaranteed_no_evict", "max_utilization"])
+@pytest.mark.parametrize("drafted", [False, True])
 @settings(max_examples=60, deadline=None)
-@given(arrivals=arrivals, num_blocks=st.integers(10, 40))
-def test_random_traffic(policy: SchedulerPolicy, arrivals: list[tuple], num_blocks: int) -> None:
-    loop = Loop(policy, num_blocks)
+@given(arrivals=arrivals, num_blocks=st.integers(10, 40), seed=st.integers(0, 1000))
+def test_random_traffic(
+    policy: SchedulerPolicy, drafted: bool, arrivals: list[tuple], num_blocks: int, seed: int
+) -> None:
+    loop = Loop(policy, num_blocks, drafts=random_drafts(seed) if drafted else None)
     cancelled: set[int] = set()
     for prefix, rest, max_tokens, n, priority, steps, cancel in arrivals:
         loop.add(prefix + tuple(rest), max_tokens, n, priority)
@@ -132,6 +176,35 @@ def test_random_traffic(policy: SchedulerPolicy, arrivals: list[tuple], num_bloc
                 assert got == expected
     if policy == "guaranteed_no_evict":
         assert loop.scheduler.num_preemptions == 0
+
+
+def test_drafts_save_steps_and_their_blocks_go_back() -> None:
+    loop = Loop("guaranteed_no_evict", num_blocks=32)
+    loop.drafts = lambda entry: Draft.chain(greedy(tuple(entry.sequence.token_ids), 5, stop=None))
+    loop.add((1, 2, 3), 12)
+    steps = 0
+    while loop.step():
+        steps += 1
+    assert loop.outputs[(0, 0)] == greedy((1, 2, 3), 12)
+    assert steps == 2
+    assert loop.num_accepted == 10
+
+
+def test_a_right_branch_behind_a_wrong_one_is_computed_again() -> None:
+    loop = Loop("guaranteed_no_evict", num_blocks=32)
+
+    def draft(entry: ScheduledSequence) -> Draft:
+        right = greedy(tuple(entry.sequence.token_ids), 3, stop=None)
+        return Draft.trie([[(right[0] + 1) % VOCAB_SIZE, 5, 5], right])
+
+    loop.drafts = draft
+    sequence = loop.add((1, 2, 3), 12).sequences[0]
+    loop.step()
+    assert len(loop.outputs[(0, 0)]) == 4
+    assert sequence.num_computed_tokens == 3, "the accepted tokens lie behind the wrong branch"
+    while loop.step():
+        pass
+    assert loop.outputs[(0, 0)] == greedy((1, 2, 3), 12)
 
 
 def test_max_utilization_preempts_and_loses_nothing() -> None:
