@@ -8,7 +8,7 @@ import pytest
 
 from briton.errors import ConfigError
 from briton.local import memory
-from briton.local.memory import available_memory_bytes, num_kv_blocks
+from briton.local.memory import available_memory_bytes, num_graph_copies, num_kv_blocks
 from briton.local.settings import LocalSettings
 
 LIMITS = {"max_batch_size": 4, "max_num_tokens": 512, "max_queue_size": 8}
@@ -40,6 +40,10 @@ def test_too_much_and_too_little_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="at least 2 are needed") as caught:
         num_kv_blocks(LocalSettings(**LIMITS, kv_cache_memory_bytes=1000), 100, 2**20)
     assert caught.value.field == "briton.local.kv_cache_memory_bytes"
+
+
+def test_copies_of_small_models_alone() -> None:
+    assert [num_graph_copies(mib * 2**20) for mib in (1, 10, 11, 16, 17, 32, 33)] == [32, 3, 2, 2, 1, 1, 0]
 
 
 def test_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,8 +112,8 @@ class _Decoder:
     def _paged_attention(
         self, query: ov.Output, key: ov.Output, value: ov.Output, caches: list[ov.Output]
     ) -> ov.Output:
-        """The op's 28 inputs, those that are not used at their neutral value. The name is private: see
-        tests/local/test_paged_attention.py."""
+        """The op's 28 inputs, those that are not used at their neutral value. The name is private:
+        tests/local/test_goldens.py and tests/local/test_model_runner.py say what is relied on."""
         m = self._model
         off, no_ints, no_floats = _int32(0), _int32([]), ops.constant(np.zeros(0, np.float32)).output(0)
         scale = ops.constant(np.float32(m.head_dim**-0.5)).output(0)
