@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 ROOT = 0  # the state of the empty string
 NOWHERE = -1  # the root's suffix link
-MARKED_SUFFIXES = 4  # of the text's repeated suffixes, longest first: how many take note that they were seen here
 
 
 class Continuation(NamedTuple):
@@ -36,7 +35,7 @@ class NgramIndex:
         self._num_borders = 0
         self._prefixes = array("i", [ROOT])  # [len(text) + 1], the state of the text's first i tokens
         # Of each state: tokens of its longest string; its suffix link; the first end of its strings in the text, and
-        # the last known that something follows, as the number of tokens up to there; its transitions.
+        # the last at which it was the longest match, as the number of tokens up to there; its transitions.
         self._length = array("i", [0])
         self._link = array("i", [NOWHERE])
         self._first_end = array("i", [0])
@@ -60,13 +59,8 @@ class NgramIndex:
         for token_id in token_ids:
             end, parent = len(text), self._match
             text.append(token_id)
-            if token_id >= 0:  # of the suffixes that ended here before, it is now told what follows them here
-                known = parent
-                for _ in range(MARKED_SUFFIXES):
-                    if known == ROOT:
-                        break
-                    last_end[known] = end
-                    known = link[known]
+            if token_id >= 0 and parent != ROOT:
+                last_end[parent] = end  # the longest repeated suffix ended here, and now something follows it here
             last = len(length)
             prefixes.append(last)
             length.append(end + 1)
@@ -99,10 +93,11 @@ class NgramIndex:
     def propose(self, limit: int, after: Sequence[int] = ()) -> Continuation:
         """At most `limit` tokens that may follow the text and, behind it, the tokens `after`, which are not told.
 
-        They followed an earlier occurrence in the text of the longest possible suffix, the latest known one; of a
-        shorter suffix where a border followed that. What runs into the end goes on with what it began with, so a text
-        that has become periodic is continued for as long as is asked (in LZ77 too, a match may overlap what it gives).
-        No match, no tokens.
+        They followed an earlier occurrence in the text of the longest possible suffix: the last at which it was the
+        longest match, else the first. (Measured on code and prose, that is as often right as the very last, or as the
+        most frequent continuation.) Where a border followed, a shorter suffix is taken. What runs into the end goes on
+        with what it began with, so a text that has become periodic is continued for as long as is asked; in LZ77 too, a
+        match may overlap what it gives. No match, no tokens.
         """
         if after:
             state, match_length = self._walk(after)
