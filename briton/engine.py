@@ -19,7 +19,15 @@ from briton.errors import DeadlineExceeded, EngineDead, Unavailable, Unsupported
 from briton.executor import Executor
 from briton.guidance.guide import Guide, GuideSpec
 from briton.request_stream import RequestStream
-from briton.types import ExecutorStats, FinishReason, GenerationRequest, ModelInfo, SamplingParams, TokenChunk
+from briton.types import (
+    ExecutorStats,
+    FinishReason,
+    GenerationRequest,
+    LookaheadConfig,
+    ModelInfo,
+    SamplingParams,
+    TokenChunk,
+)
 from briton.validation import check_request
 from briton.watchdog import watch
 
@@ -101,6 +109,8 @@ class Engine:
         priority: int = 0,
         cache_salt: str = "",
         stream: bool = True,
+        lookahead: LookaheadConfig | None = None,
+        prediction_token_ids: tuple[int, ...] = (),
         timeout_s: float | None = None,
     ) -> RequestStream:
         """Accept a request; close the stream (it is a context manager) to cancel it. `timeout_s` counts from now.
@@ -110,7 +120,16 @@ class Engine:
         self._check_accepting()
         timeout_s = min((t for t in (timeout_s, self._request_timeout_s) if t is not None), default=None)
         deadline = None if timeout_s is None else self._loop.time() + timeout_s
-        request = GenerationRequest(next(self._ids), prompt_token_ids, sampling, None, priority, cache_salt, stream)
+        request = GenerationRequest(
+            next(self._ids),
+            prompt_token_ids,
+            sampling,
+            priority=priority,
+            cache_salt=cache_salt,
+            stream=stream,
+            lookahead=lookahead,
+            prediction_token_ids=prediction_token_ids,
+        )
         if guide is not None:
             check_request(request, self.info)  # what can never run is not worth a compilation
             request = await self._with_guide(request, guide, deadline)

@@ -15,8 +15,8 @@ from briton.text.tokenizer import Tokenizer
 from briton.text_output import TextOutput
 from briton.types import SamplingParams
 from briton.v1 import engine_pb2 as pb
-from briton.validation import check_prompt_length, check_sampling
-from briton.wire import guide_from_proto, sampling_from_proto
+from briton.validation import check_prediction_length, check_prompt_length, check_sampling
+from briton.wire import guide_from_proto, lookahead_from_proto, sampling_from_proto
 
 LONG_TEXT = 2048  # characters; a longer prompt is tokenized in a thread, the event loop goes on meanwhile
 MAX_REQUEST_ID_LENGTH = 256
@@ -49,6 +49,7 @@ class Generation:
         _at_most("request_id", len(request.request_id), MAX_REQUEST_ID_LENGTH)
         _at_most("cache_salt", len(request.cache_salt), MAX_CACHE_SALT_LENGTH)
         prompt = await self._prompt(request)
+        prediction = await self._prediction(request)
         sampling = sampling_from_proto(request.sampling, info, len(prompt))
         stream = request.stream if request.HasField("stream") else True
         try:
@@ -61,11 +62,16 @@ class Generation:
                 priority=request.priority,
                 cache_salt=request.cache_salt,
                 stream=stream or bool(request.stop),  # whoever looks for stop strings must see tokens as they come
+                lookahead=lookahead_from_proto(request.lookahead) if request.HasField("lookahead") else None,
+                prediction_token_ids=prediction,
                 timeout_s=timeout_s,
             )
         except (InvalidRequest, Unsupported) as error:
             raise replace(error, field=_wire_field(error.field)) from None
-        return chunks, ResponseBuilder(len(prompt), sampling.n, texts=texts, stream=stream)
+        builder = ResponseBuilder(
+            len(prompt), sampling.n, texts=texts, stream=stream, speculates=info.lookahead is not None
+        )
+        return chunks, builder
 
     async def _prompt(self, request: pb.GenerateRequest) -> tuple[int, ...]:
         """The prompt's token ids, of a length that can run."""
@@ -76,20 +82,29 @@ class Generation:
         if kind == "token_ids":
             check_prompt_length(len(request.token_ids.ids), info)  # before a million of them become objects
             return tuple(request.token_ids.ids)
-        tokenizer, text = self._need_tokenizer("text"), request.text
+        token_ids = await self._encode(self._need_tokenizer("text"), request.text, "prompt")
+        check_prompt_length(len(token_ids), info)
+        return tuple(token_ids)
+
+    async def _prediction(self, request: pb.GenerateRequest) -> tuple[int, ...]:
+        """The token ids that the output may repeat."""
+        if request.WhichOneof("prediction") == "prediction_text":
+            tokenizer = self._need_tokenizer("prediction_text")
+            return tuple(await self._encode(tokenizer, request.prediction_text, "prediction"))
+        check_prediction_length(len(request.prediction_token_ids.ids), self._engine.info)
+        return tuple(request.prediction_token_ids.ids)
+
+    async def _encode(self, tokenizer: Tokenizer, text: str, field: str) -> list[int]:
         if self._max_text_length is not None and len(text) > self._max_text_length:
             raise InvalidRequest(
-                f"prompt has {len(text)} characters; the maximum sequence length of {info.max_seq_len} tokens holds at "
-                f"most {self._max_text_length}",
-                "prompt",
+                f"{field} has {len(text)} characters; the maximum sequence length of {self._engine.info.max_seq_len} "
+                f"tokens holds at most {self._max_text_length}",
+                field,
                 "context_length_exceeded",
             )
         if len(text) <= LONG_TEXT:
-            token_ids = tokenizer.encode(text)
-        else:
-            token_ids = await asyncio.to_thread(tokenizer.encode, text)
-        check_prompt_length(len(token_ids), info)
-        return tuple(token_ids)
+            return tokenizer.encode(text, field=field)
+        return await asyncio.to_thread(tokenizer.encode, text, field=field)
 
     def _texts(self, request: pb.GenerateRequest, prompt: tuple[int, ...], n: int) -> list[TextOutput]:
         """One text for each sequence, where text is wanted."""

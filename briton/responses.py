@@ -11,11 +11,21 @@ from briton.wire import FINISH_REASONS, logprobs_to_proto, usage_to_proto
 
 
 class ResponseBuilder:
-    """One call's responses. `texts` has one entry for each sequence, or is empty when only token ids go out."""
+    """One call's responses. `texts` has one entry for each sequence, or is empty when only token ids go out;
+    `speculates` says whether usage tells of drafts."""
 
-    def __init__(self, num_prompt: int, n: int, *, texts: Sequence[TextOutput] = (), stream: bool = True) -> None:
+    def __init__(
+        self,
+        num_prompt: int,
+        n: int,
+        *,
+        texts: Sequence[TextOutput] = (),
+        stream: bool = True,
+        speculates: bool = False,
+    ) -> None:
         self._num_prompt = num_prompt
         self._stream = stream
+        self._speculates = speculates
         self._outputs = [_Output(index, texts[index] if texts else None) for index in range(n)]
 
     @property
@@ -33,7 +43,8 @@ class ResponseBuilder:
         last = chunks[-1]
         if last.is_final:
             completion_tokens = sum(output.num_tokens for output in self._outputs)
-            usage = usage_to_proto(self._num_prompt, completion_tokens, last.cached_tokens, last.timings)
+            speculation = last.speculation if self._speculates else None
+            usage = usage_to_proto(self._num_prompt, completion_tokens, last.cached_tokens, last.timings, speculation)
             response.usage.CopyFrom(usage)
         return response if response.outputs or last.is_final else None
 

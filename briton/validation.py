@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from briton.errors import InvalidRequest
-from briton.types import GenerationRequest, ModelInfo, SamplingParams
+from briton.types import GenerationRequest, LookaheadConfig, ModelInfo, SamplingParams
 
 MAX_N = 128
 MAX_LOGPROBS = 20
@@ -22,6 +22,10 @@ def check_request(request: GenerationRequest, info: ModelInfo) -> GenerationRequ
     num_prompt = len(request.prompt_token_ids)
     check_prompt_length(num_prompt, info)
     _check_ids("prompt", request.prompt_token_ids, info.vocab_size)
+    if request.lookahead is not None:
+        check_lookahead(request.lookahead, info)
+    check_prediction_length(len(request.prediction_token_ids), info)
+    _check_ids("prediction", request.prediction_token_ids, info.vocab_size)
     room = info.max_seq_len - num_prompt
     if request.sampling.max_tokens <= room:
         return request
@@ -39,6 +43,27 @@ def check_prompt_length(num_prompt: int, info: ModelInfo) -> None:
             f"{info.max_seq_len}",
             "prompt",
             "context_length_exceeded",
+        )
+
+
+def check_lookahead(lookahead: LookaheadConfig, info: ModelInfo) -> None:
+    """Raise InvalidRequest for sizes that are larger than the engine's, or none. (1, 1, 0), off, is always fine."""
+    if lookahead.is_off:
+        return
+    if info.lookahead is None:
+        raise InvalidRequest(
+            "lookahead is not available: this engine does not speculate, and takes (1, 1, 0) only, which turns it off",
+            "lookahead",
+        )
+    for name, low in (("window_size", 1), ("ngram_size", 1), ("verification_set_size", 0)):
+        _in_range(f"lookahead.{name}", getattr(lookahead, name), low, getattr(info.lookahead, name))
+
+
+def check_prediction_length(num_tokens: int, info: ModelInfo) -> None:
+    """Raise InvalidRequest for a prediction longer than any output can be."""
+    if num_tokens > info.max_seq_len:
+        raise InvalidRequest(
+            f"prediction has {num_tokens} tokens; the maximum sequence length is {info.max_seq_len}", "prediction"
         )
 
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from briton import __version__
 from briton.errors import InvalidRequest
 from briton.guidance.guide import GuideSpec
-from briton.types import ExecutorStats, FinishReason, ModelInfo, RequestTimings, SamplingParams, TokenLogprob
+from briton.types import (
+    ExecutorStats,
+    FinishReason,
+    LookaheadConfig,
+    ModelInfo,
+    RequestTimings,
+    SamplingParams,
+    Speculation,
+    TokenLogprob,
+)
 from briton.v1 import engine_pb2 as pb
 
 _SCALARS = tuple(
@@ -56,6 +65,11 @@ def guide_from_proto(message: pb.Guide) -> GuideSpec | None:
     return None
 
 
+def lookahead_from_proto(message: pb.LookaheadConfig) -> LookaheadConfig:
+    """The sizes as they are; limits are checked later, by the executor."""
+    return LookaheadConfig(message.window_size, message.ngram_size, message.verification_set_size)
+
+
 def logprobs_to_proto(logprobs: Iterable[TokenLogprob]) -> list[pb.TokenLogprob]:
     """One message for each position."""
     return [
@@ -69,9 +83,13 @@ def logprobs_to_proto(logprobs: Iterable[TokenLogprob]) -> list[pb.TokenLogprob]
 
 
 def usage_to_proto(
-    prompt_tokens: int, completion_tokens: int, cached_tokens: int, timings: RequestTimings | None
+    prompt_tokens: int,
+    completion_tokens: int,
+    cached_tokens: int,
+    timings: RequestTimings | None,
+    speculation: Speculation | None,
 ) -> pb.Usage:
-    """The end of a call."""
+    """The end of a call. `speculation` is None where the engine does not speculate."""
     timings = timings or RequestTimings()
     return pb.Usage(
         prompt_tokens=prompt_tokens,
@@ -80,6 +98,7 @@ def usage_to_proto(
         queue_s=timings.queue_s,
         prefill_s=timings.prefill_s,
         decode_s=timings.decode_s,
+        speculation=None if speculation is None else pb.Speculation(**asdict(speculation)),
     )
 
 
@@ -104,9 +123,10 @@ def info_to_proto(info: ModelInfo) -> pb.ModelInfo:
         default_max_tokens=info.default_max_tokens or 0,
         stop_token_ids=info.stop_token_ids,
         version=__version__,
+        lookahead=None if info.lookahead is None else pb.LookaheadConfig(**asdict(info.lookahead)),
     )
     for field in fields(info):
-        if field.name not in ("default_sampling", "default_max_tokens", "stop_token_ids"):
+        if field.name not in ("default_sampling", "default_max_tokens", "stop_token_ids", "lookahead"):
             setattr(message, field.name, getattr(info, field.name))
     return message
 

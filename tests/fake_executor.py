@@ -20,9 +20,11 @@ from briton.types import (
     ExecutorStats,
     FinishReason,
     GenerationRequest,
+    LookaheadConfig,
     ModelInfo,
     RequestTimings,
     SamplingParams,
+    Speculation,
     TokenChunk,
     TokenLogprob,
 )
@@ -47,6 +49,9 @@ FAKE_INFO = ModelInfo(
     default_sampling=SamplingParams(temperature=0.0),
     weights_dtype="none",
     kv_cache_dtype="none",
+)
+SPECULATING_INFO = replace(
+    FAKE_INFO, lookahead=LookaheadConfig(4, 3, 2), enable_b10_lookahead=True, max_draft_tokens=11
 )
 
 Script = Callable[[GenerationRequest, int], "Sequence[int] | Exception | None"]
@@ -79,6 +84,10 @@ class _Open:
     cached_tokens: int = 0
     error: Exception | None = None  # scripted: ends the request at its first step
     sequences: list[_Sequence] = field(default_factory=list)
+    speculates: bool = False
+    num_steps: int = 0  # as the fields of Speculation
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
 
 
 class FakeExecutor:
@@ -86,7 +95,9 @@ class FakeExecutor:
 
     `script(request, index)` gives the tokens of a sequence, after which it stops with the model's first stop id; an
     Exception ends the request with ERROR; None (or no script) draws letters from a hash of the prompt. `step_s` is the
-    time of a step and `tokens_per_step` what it gives to each sequence.
+    time of a step and `tokens_per_step` what it gives to each sequence: where the engine speculates
+    (`info.lookahead`), and the request does not turn it off, those after the first are accepted of as many draft tokens
+    as `info` and `max_tokens` allow; else each counts as a sampling of its own.
     """
 
     def __init__(
@@ -152,6 +163,8 @@ class FakeExecutor:
             sampling = request.sampling
             own = () if sampling.ignore_eos else self.info.stop_token_ids
             entry = _Open(request, frozenset((*own, *sampling.stop_token_ids)), time.monotonic())
+            turned_off = request.lookahead is not None and request.lookahead.is_off
+            entry.speculates = self.info.lookahead is not None and not turned_off
             self._seeds += 1
             seed = sampling.seed if sampling.seed is not None else -self._seeds
             for index in range(sampling.n):
@@ -285,6 +298,7 @@ class FakeExecutor:
             reason: FinishReason | None = None
             stop_token_id: int | None = None
             error: Exception | None = None
+            before = len(sequence.output)
             for _ in range(self.tokens_per_step):
                 token_id = self._next_token(entry, sequence)
                 if token_id is None:
@@ -300,6 +314,7 @@ class FakeExecutor:
                     reason = FinishReason.LENGTH
                 if reason is not None:
                     break
+            self._count(entry, before, len(sequence.output) - before)
             if not request.stream and reason is None:
                 continue
             new = tuple(sequence.output[sequence.num_sent :])
@@ -312,6 +327,20 @@ class FakeExecutor:
             unfinished -= 1
             chunk = TokenChunk(request.request_id, sequence.index, new, logprobs, reason, stop_token_id, error)
             self._chunks.append(chunk if unfinished else self._final(entry, chunk))
+
+    def _count(self, entry: _Open, num_output: int, num_new: int) -> None:
+        """Book what a sequence with `num_output` tokens got in a step."""
+        if num_new == 0:
+            return
+        num_accepted = num_new - 1 if entry.speculates else 0
+        room = entry.request.sampling.max_tokens - num_output - 1
+        num_drafts = max(num_accepted, min(self.info.max_draft_tokens, room)) if entry.speculates else 0
+        entry.num_steps += num_new - num_accepted
+        entry.num_draft_tokens += num_drafts
+        entry.num_accepted_tokens += num_accepted
+        self._counters["num_sequence_steps"] += num_new - num_accepted
+        self._counters["num_draft_tokens"] += num_drafts
+        self._counters["num_accepted_tokens"] += num_accepted
 
     def _next_token(self, entry: _Open, sequence: _Sequence) -> int | None:
         """The next token: the script's where it is allowed, else the best that is; None when nothing is allowed."""
@@ -397,4 +426,10 @@ class FakeExecutor:
         now = time.monotonic()
         started, first = entry.started or now, entry.first_token or now
         timings = RequestTimings(started - entry.submitted, first - started, now - first)
-        return replace(chunk, is_final=True, cached_tokens=entry.cached_tokens, timings=timings)
+        return replace(
+            chunk,
+            is_final=True,
+            cached_tokens=entry.cached_tokens,
+            timings=timings,
+            speculation=Speculation(entry.num_steps, entry.num_draft_tokens, entry.num_accepted_tokens),
+        )

@@ -23,7 +23,7 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "model", "token_ids", "text", "sampling", "guide", "priority", "cache_salt", "return_text", "stop", "stream")
+    __slots__ = ("request_id", "model", "token_ids", "text", "sampling", "guide", "priority", "cache_salt", "return_text", "stop", "stream", "lookahead", "prediction_token_ids", "prediction_text")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,9 @@ class GenerateRequest(_message.Message):
     RETURN_TEXT_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
+    LOOKAHEAD_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_TEXT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     token_ids: TokenIds
@@ -46,7 +49,20 @@ class GenerateRequest(_message.Message):
     return_text: bool
     stop: _containers.RepeatedScalarFieldContainer[str]
     stream: bool
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., text: _Optional[str] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., guide: _Optional[_Union[Guide, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., return_text: bool = ..., stop: _Optional[_Iterable[str]] = ..., stream: bool = ...) -> None: ...
+    lookahead: LookaheadConfig
+    prediction_token_ids: TokenIds
+    prediction_text: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., text: _Optional[str] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., guide: _Optional[_Union[Guide, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., return_text: bool = ..., stop: _Optional[_Iterable[str]] = ..., stream: bool = ..., lookahead: _Optional[_Union[LookaheadConfig, _Mapping]] = ..., prediction_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., prediction_text: _Optional[str] = ...) -> None: ...
+
+class LookaheadConfig(_message.Message):
+    __slots__ = ("window_size", "ngram_size", "verification_set_size")
+    WINDOW_SIZE_FIELD_NUMBER: _ClassVar[int]
+    NGRAM_SIZE_FIELD_NUMBER: _ClassVar[int]
+    VERIFICATION_SET_SIZE_FIELD_NUMBER: _ClassVar[int]
+    window_size: int
+    ngram_size: int
+    verification_set_size: int
+    def __init__(self, window_size: _Optional[int] = ..., ngram_size: _Optional[int] = ..., verification_set_size: _Optional[int] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("max_tokens", "min_tokens", "n", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "bad_words", "seed", "logprobs", "stop_token_ids", "ignore_eos")
@@ -152,27 +168,39 @@ class TopLogprob(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "completion_tokens", "cached_tokens", "queue_s", "prefill_s", "decode_s")
+    __slots__ = ("prompt_tokens", "completion_tokens", "cached_tokens", "queue_s", "prefill_s", "decode_s", "speculation")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
     DECODE_S_FIELD_NUMBER: _ClassVar[int]
+    SPECULATION_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     queue_s: float
     prefill_s: float
     decode_s: float
-    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., decode_s: _Optional[float] = ...) -> None: ...
+    speculation: Speculation
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., speculation: _Optional[_Union[Speculation, _Mapping]] = ...) -> None: ...
+
+class Speculation(_message.Message):
+    __slots__ = ("num_steps", "num_draft_tokens", "num_accepted_tokens")
+    NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    NUM_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    num_steps: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    def __init__(self, num_steps: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., num_accepted_tokens: _Optional[int] = ...) -> None: ...
 
 class GetModelInfoRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model_name", "executor", "architecture", "vocab_size", "max_seq_len", "max_batch_size", "max_num_tokens", "max_queue_size", "kv_cache_tokens", "kv_block_size", "stop_token_ids", "default_sampling", "default_max_tokens", "tensor_parallel_size", "weights_dtype", "kv_cache_dtype", "tokenizer_hash", "version")
+    __slots__ = ("model_name", "executor", "architecture", "vocab_size", "max_seq_len", "max_batch_size", "max_num_tokens", "max_queue_size", "kv_cache_tokens", "kv_block_size", "stop_token_ids", "default_sampling", "default_max_tokens", "tensor_parallel_size", "weights_dtype", "kv_cache_dtype", "tokenizer_hash", "version", "lookahead", "enable_b10_lookahead", "max_draft_tokens")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     EXECUTOR_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -191,6 +219,9 @@ class ModelInfo(_message.Message):
     KV_CACHE_DTYPE_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_HASH_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    LOOKAHEAD_FIELD_NUMBER: _ClassVar[int]
+    ENABLE_B10_LOOKAHEAD_FIELD_NUMBER: _ClassVar[int]
+    MAX_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     executor: str
     architecture: str
@@ -209,14 +240,17 @@ class ModelInfo(_message.Message):
     kv_cache_dtype: str
     tokenizer_hash: str
     version: str
-    def __init__(self, model_name: _Optional[str] = ..., executor: _Optional[str] = ..., architecture: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_seq_len: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., max_num_tokens: _Optional[int] = ..., max_queue_size: _Optional[int] = ..., kv_cache_tokens: _Optional[int] = ..., kv_block_size: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., default_sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., default_max_tokens: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., weights_dtype: _Optional[str] = ..., kv_cache_dtype: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+    lookahead: LookaheadConfig
+    enable_b10_lookahead: bool
+    max_draft_tokens: int
+    def __init__(self, model_name: _Optional[str] = ..., executor: _Optional[str] = ..., architecture: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_seq_len: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., max_num_tokens: _Optional[int] = ..., max_queue_size: _Optional[int] = ..., kv_cache_tokens: _Optional[int] = ..., kv_block_size: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., default_sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., default_max_tokens: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., weights_dtype: _Optional[str] = ..., kv_cache_dtype: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., version: _Optional[str] = ..., lookahead: _Optional[_Union[LookaheadConfig, _Mapping]] = ..., enable_b10_lookahead: bool = ..., max_draft_tokens: _Optional[int] = ...) -> None: ...
 
 class GetStatsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class Stats(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "kv_blocks_total", "kv_blocks_used", "kv_blocks_cached", "num_steps", "num_prompt_tokens", "num_cached_tokens", "num_output_tokens", "num_preemptions", "num_requests", "step_s", "host_s")
+    __slots__ = ("num_running", "num_waiting", "kv_blocks_total", "kv_blocks_used", "kv_blocks_cached", "num_steps", "num_prompt_tokens", "num_cached_tokens", "num_output_tokens", "num_preemptions", "num_requests", "step_s", "host_s", "num_sequence_steps", "num_draft_tokens", "num_accepted_tokens")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     KV_BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -230,6 +264,9 @@ class Stats(_message.Message):
     NUM_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     STEP_S_FIELD_NUMBER: _ClassVar[int]
     HOST_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_SEQUENCE_STEPS_FIELD_NUMBER: _ClassVar[int]
+    NUM_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     kv_blocks_total: int
@@ -243,4 +280,7 @@ class Stats(_message.Message):
     num_requests: int
     step_s: float
     host_s: float
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_cached: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_requests: _Optional[int] = ..., step_s: _Optional[float] = ..., host_s: _Optional[float] = ...) -> None: ...
+    num_sequence_steps: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_cached: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_requests: _Optional[int] = ..., step_s: _Optional[float] = ..., host_s: _Optional[float] = ..., num_sequence_steps: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., num_accepted_tokens: _Optional[int] = ...) -> None: ...
