@@ -18,6 +18,7 @@ from briton.local.models.decoder import build_decoder
 from briton.local.models.weights import Weights
 from briton.local.padding import pad_tokens, padded_size
 from briton.local.plan import StepInputs
+from briton.local.probe import first_tokens, one_sequence
 from briton.local.settings import BLOCK_SIZE, LocalSettings
 from briton.local.step_graphs import compile_step_graphs
 
@@ -77,18 +78,17 @@ class ModelRunner:
             graph.set_kv_cache(self._kv_cache)
 
     def warm_up(self, max_batch_size: int) -> None:
-        """Run one-token batches of 1, 2, 4, ... sequences in every graph that takes them, so that no user pays for
-        what the plugin prepares at a first call.
+        """Run one-token batches of 1, 2, 4, ... sequences, and a short prompt in every graph, so that no user pays
+        for what the plugin prepares at a first call.
 
         Writes to the cache's first blocks, which nobody has yet. Raises BuildError when the logits are not numbers.
         """
-        batch_size = 1
-        while batch_size <= min(max_batch_size, self.num_blocks):
-            inputs = _one_token_each(batch_size)
-            for logits in (self._dynamic.compute(inputs), self.forward(inputs)):
-                if not np.isfinite(logits).all():
-                    raise BuildError("the model's logits are not finite numbers: its weights are damaged")
-            batch_size *= 2
+        largest = min(max_batch_size, self.num_blocks)
+        batches = [first_tokens(2**power) for power in range(largest.bit_length())]
+        prompts = [one_sequence(min(size, self.max_seq_len)) for size in (*self._fixed, BLOCK_SIZE)]
+        for inputs in batches + prompts:
+            if not np.isfinite(self.forward(inputs)).all():
+                raise BuildError("the model's logits are not finite numbers: its weights are damaged")
 
     def forward(self, inputs: StepInputs) -> NDArray[np.float32]:
         """Compute one step: write the new tokens' keys and values, return logits [rows, vocab], valid until the next
@@ -109,23 +109,6 @@ def _affordable_sizes(weights_bytes: int, drafts: bool) -> list[int]:
         weights_bytes / 2**30,
     )
     return sizes
-
-
-def _one_token_each(batch_size: int) -> StepInputs:
-    """The first token of each sequence, in a block each."""
-    ones, steps = np.ones(batch_size, np.int64), np.arange(batch_size + 1, dtype=np.int32)
-    return StepInputs(
-        token_ids=ones,
-        position_ids=0 * ones,
-        past_lens=0 * steps[1:],
-        subsequence_begins=steps,
-        block_indices=steps[:-1],
-        block_indices_begins=steps,
-        max_context_len=1,
-        sampled_rows=steps[:-1].astype(np.int64),
-        qq_bias=np.zeros(0, np.uint8),
-        qq_bias_begins=0 * steps,
-    )
 
 
 def _kv_cache_dtype(settings: LocalSettings, manifest: EngineManifest, precision: str) -> str:

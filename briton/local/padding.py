@@ -52,7 +52,7 @@ def pad_tokens(inputs: StepInputs, size: int, scratch_block: int) -> StepInputs:
         raise ValueError(f"{num_tokens} tokens cannot be padded to {size}: 1 to {BLOCK_SIZE} may be missing")
     return inputs._replace(
         token_ids=np.append(inputs.token_ids, np.zeros(missing, np.int64)),
-        position_ids=np.append(inputs.position_ids, np.arange(missing, dtype=np.int64)),
+        position_ids=np.append(inputs.position_ids, np.zeros(missing, np.int64)),
         past_lens=np.append(inputs.past_lens, np.int32(0)),
         subsequence_begins=np.append(inputs.subsequence_begins, np.int32(size)),
         block_indices=np.append(inputs.block_indices, np.int32(scratch_block)),

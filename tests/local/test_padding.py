@@ -65,7 +65,7 @@ def test_padding_is_one_more_sequence() -> None:
     before = step([3, 2], [1, 2])
     after = pad_tokens(before, 8, scratch_block=99)
     assert after.token_ids.tolist() == [*before.token_ids, 0, 0, 0]
-    assert after.position_ids.tolist() == [*before.position_ids, 0, 1, 2]
+    assert after.position_ids.tolist() == [*before.position_ids, 0, 0, 0]
     assert after.past_lens.tolist() == [40, 40, 0]
     assert after.subsequence_begins.tolist() == [0, 3, 5, 8]
     assert after.block_indices.tolist() == [0, 1, 2, 3, 99]
