@@ -117,6 +117,13 @@ class Generation:
         }
         if (engine := self._engine_usage()) is not None:
             usage["prompt_tokens_details"] = {"cached_tokens": engine.cached_tokens}
+            if engine.HasField("speculation"):
+                accepted, drafted = engine.speculation.num_accepted_tokens, engine.speculation.num_draft_tokens
+                usage["completion_tokens_details"] = {
+                    "accepted_prediction_tokens": accepted,
+                    "rejected_prediction_tokens": drafted - accepted,
+                }
+                usage["tokens_per_step"] = round(engine.completion_tokens / max(1, engine.speculation.num_steps), 3)
             usage["timings"] = {name: round(getattr(engine, name), 6) for name in ("queue_s", "prefill_s", "decode_s")}
         return usage
 
@@ -133,10 +140,12 @@ class Generation:
         if len(self._usages) < len(self._requests):
             return None
         return engine_pb2.Usage(
+            completion_tokens=sum(usage.completion_tokens for usage in self._usages),
             cached_tokens=sum(usage.cached_tokens for usage in self._usages),
             queue_s=max(usage.queue_s for usage in self._usages),
             prefill_s=max(usage.prefill_s for usage in self._usages),
             decode_s=max(usage.decode_s for usage in self._usages),
+            speculation=_total([usage.speculation for usage in self._usages if usage.HasField("speculation")]),
         )
 
     def _record(self) -> None:
@@ -151,6 +160,17 @@ class Generation:
             metrics.prefill_s.observe(engine.prefill_s)
             if not self._streams:
                 metrics.first_token_s.observe(engine.queue_s + engine.prefill_s)
+
+
+def _total(parts: Sequence[engine_pb2.Speculation]) -> engine_pb2.Speculation | None:
+    """None of none: the engine does not speculate."""
+    if not parts:
+        return None
+    return engine_pb2.Speculation(
+        num_steps=sum(part.num_steps for part in parts),
+        num_draft_tokens=sum(part.num_draft_tokens for part in parts),
+        num_accepted_tokens=sum(part.num_accepted_tokens for part in parts),
+    )
 
 
 async def _single(

@@ -9,7 +9,7 @@ from briton.v1 import engine_pb2
 from briton_server.gateway import Gateway
 from briton_server.generation import Generation
 from briton_server.guides import SCHEMA_FIELD, guide_of
-from briton_server.prompts import check_length
+from briton_server.prompts import PREDICTION_FIELD, check_length, check_prediction_length
 from briton_server.protocol.generation import GenerationFields
 from briton_server.sampling import sampling_params
 
@@ -23,15 +23,19 @@ def new_generation(
     prompt_field: str,
     max_tokens: int | None,
     logprobs: int | None,
+    prediction: Sequence[int] = (),
     continues_prompt: bool = False,
 ) -> Generation:
     """The calls that answer a request; nothing is sent yet. Raises InvalidRequest and Unsupported."""
     info = gateway.readiness.require()
+    check_prediction_length(len(prediction), info.max_seq_len)
     for token_ids in prompts:
         check_length(len(token_ids), info.max_seq_len, prompt_field)
     guide, guide_field = guide_of(fields, gateway.settings.max_schema_bytes)
     sampling = sampling_params(fields, gateway.prompts.tokenizer, max_tokens=max_tokens, logprobs=logprobs)
     stop = fields.stop or ()
+    sizes = fields.lookahead_decoding_config
+    lookahead = None if sizes is None else engine_pb2.LookaheadConfig(**sizes.model_dump())
     requests = [
         engine_pb2.GenerateRequest(
             # A client may use an id twice at once, the engine takes it once.
@@ -43,6 +47,8 @@ def new_generation(
             cache_salt=fields.cache_salt or "",
             # Without stop strings to look for, one response at the end is all that an answer in one piece needs.
             stream=bool(fields.stream) or bool(stop),
+            lookahead=lookahead,
+            prediction_token_ids=engine_pb2.TokenIds(ids=prediction) if prediction else None,
         )
         for token_ids in prompts
     ]
@@ -54,5 +60,10 @@ def new_generation(
         stop=stop,
         logprobs=logprobs is not None,
         continues_prompt=continues_prompt,
-        fields={"prompt": prompt_field, **dict.fromkeys(guides, guide_field)},
+        fields={
+            "prompt": prompt_field,
+            "prediction": PREDICTION_FIELD,
+            "lookahead": "lookahead_decoding_config",
+            **dict.fromkeys(guides, guide_field),
+        },
     )

@@ -14,6 +14,7 @@ from briton.text.tokenizer import Tokenizer
 from briton_server.protocol.chat import Message
 from briton_server.protocol.completions import Prompt
 
+PREDICTION_FIELD = "prediction.content"
 _LONG_TEXT = 16 * 1024  # characters: more than a millisecond of tokenizing, which other streams would feel
 
 
@@ -39,6 +40,12 @@ class Prompts(NamedTuple):
             return await self._encode(prompt, add_special_tokens=True, field="prompt")
         return prompt
 
+    async def of_prediction(self, content: Any) -> list[int]:
+        """The token ids of what an answer may repeat. Raises InvalidRequest naming the part that is wrong."""
+        checked = _content(content, PREDICTION_FIELD)
+        text = checked if isinstance(checked, str) else "".join(part["text"] for part in checked)
+        return await self._encode(text, add_special_tokens=False, field=PREDICTION_FIELD)
+
     async def _encode(self, text: str, *, add_special_tokens: bool, field: str) -> list[int]:
         if len(text) <= _LONG_TEXT:
             return self.tokenizer.encode(text, add_special_tokens, field=field)
@@ -53,6 +60,16 @@ def check_length(num_tokens: int, max_seq_len: int, field: str) -> None:
             f"the maximum sequence length is {max_seq_len} tokens",
             field,
             "context_length_exceeded",
+        )
+
+
+def check_prediction_length(num_tokens: int, max_seq_len: int) -> None:
+    """Raise InvalidRequest for a prediction longer than any answer."""
+    if num_tokens > max_seq_len:
+        raise InvalidRequest(
+            f"{PREDICTION_FIELD}: the prediction has {num_tokens} tokens; "
+            f"the maximum sequence length is {max_seq_len} tokens",
+            PREDICTION_FIELD,
         )
 
 

@@ -11,26 +11,20 @@ from briton_server.protocol.fields import MAX_UINT32, RequestModel, Text
 from briton_server.protocol.generation import GenerationFields
 from briton_server.protocol.usage import Usage
 
-# Checked by `briton_server.prompts`, whose messages name the part that is wrong.
-Content = Annotated[
-    Any,
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string"},
-                {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                        "required": ["type", "text"],
-                    },
-                },
-                {"type": "null"},
-            ]
-        }
-    ),
+_TEXT: list[dict[str, Any]] = [
+    {"type": "string"},
+    {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+            "required": ["type", "text"],
+        },
+    },
 ]
+# Checked by `briton_server.prompts`, whose messages name the part that is wrong.
+TextContent = Annotated[Any, WithJsonSchema({"anyOf": _TEXT})]
+Content = Annotated[Any, WithJsonSchema({"anyOf": [*_TEXT, {"type": "null"}]})]
 
 
 class Message(RequestModel):
@@ -43,6 +37,14 @@ class Message(RequestModel):
     tool_call_id: Text | None = None
 
 
+class Prediction(RequestModel):
+    """What the answer will largely repeat, such as the file to be edited: it comes sooner where it does, and is the
+    same answer either way. Without effect where the server does not speculate."""
+
+    type: Literal["content"]
+    content: TextContent
+
+
 class ChatCompletionRequest(GenerationFields):
     """The body of POST /v1/chat/completions."""
 
@@ -53,6 +55,7 @@ class ChatCompletionRequest(GenerationFields):
     tools: list[Any] | None = None
     tool_choice: str | dict[str, Any] | None = None
     functions: list[Any] | None = None
+    prediction: Prediction | None = None
 
 
 class TopLogprob(BaseModel):

@@ -41,6 +41,14 @@ class ResponseFormat(RequestModel):
     json_schema: JsonSchemaFormat | None = None
 
 
+class LookaheadDecodingConfig(RequestModel):
+    """Sizes of lookahead decoding, none larger than the server's. 1, 1, 0 turns it off."""
+
+    window_size: Annotated[int, Field(ge=1, le=MAX_UINT32)]
+    ngram_size: Annotated[int, Field(ge=1, le=MAX_UINT32)]
+    verification_set_size: UInt32
+
+
 class GenerationFields(RequestModel):
     """How to generate. The names are OpenAI's and, for what OpenAI lacks, vLLM's. Unset means the model's default."""
 
@@ -90,3 +98,5 @@ class GenerationFields(RequestModel):
     """Higher is admitted first. Default: 0."""
     cache_salt: Annotated[Text, Field(max_length=256)] | None = None  # the engine's limit
     """Cached prompt tokens are shared only between requests of equal salt."""
+    lookahead_decoding_config: LookaheadDecodingConfig | None = None
+    """How far to guess ahead, where the server speculates: changes how soon tokens come, not which."""

@@ -11,6 +11,13 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int  # found in the KV cache
 
 
+class CompletionTokensDetails(BaseModel):
+    """Tokens guessed ahead, from `prediction` or from the text itself; absent where the server does not speculate."""
+
+    accepted_prediction_tokens: int  # part of the answer
+    rejected_prediction_tokens: int  # computed, and not part of it: unlike OpenAI's, not in completion_tokens either
+
+
 class Timings(BaseModel):
     """Where a request's time went, in seconds. An extension: OpenAI's API has no such thing."""
 
@@ -26,4 +33,6 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
+    tokens_per_step: float | None = None  # that a choice got in one step, on average. An extension, as timings are
     timings: Timings | None = None

@@ -39,6 +39,7 @@ async def create_chat_completion(request: Request) -> Response:
         prompt_field="messages",
         max_tokens=fields.max_completion_tokens or fields.max_tokens or gateway.settings.default_max_tokens,
         logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
+        prediction=await gateway.prompts.of_prediction(fields.prediction.content) if fields.prediction else (),
     )
     completion_id, created = f"chatcmpl-{uuid4().hex}", int(time.time())
     if fields.stream:
