@@ -59,6 +59,7 @@ def create_executor(config: Config, engine_dir: Path) -> Executor:
     from briton.local.settings import KV_CACHE_MEMORY_FRACTION, LocalSettings
 
     local = config.briton.local
+    speculator = config.speculator if config.speculator is not None and config.speculator.drafts else None
     settings = LocalSettings(
         max_batch_size=config.max_batch_size,
         max_num_tokens=step_tokens(config),
@@ -73,5 +74,8 @@ def create_executor(config: Config, engine_dir: Path) -> Executor:
         kv_cache_tokens=local.kv_cache_tokens,
         kv_cache_memory_bytes=local.kv_cache_memory_bytes,
         kv_cache_memory_fraction=min(KV_CACHE_MEMORY_FRACTION, config.kv_cache_memory_fraction),
+        lookahead=speculator.lookahead if speculator is not None else None,
+        enable_b10_lookahead=bool(speculator is not None and speculator.enable_b10_lookahead),
+        max_draft_tokens=(speculator.num_draft_tokens or 0) if speculator is not None else 0,
     )
     return load_local_executor(engine_dir, settings, config.served_model_name)

@@ -72,6 +72,17 @@ class LookaheadConfig:
         w, n, g = self.window_size, self.ngram_size, self.verification_set_size
         return (0 if n == 1 else n - 2) + (w - 1 + g) * (n - 1)
 
+    @property
+    def has_window(self) -> bool:
+        """Whether n-grams are guessed in a window: of one column, or with n-grams of one token, there is none."""
+        return self.window_size > 1 and self.ngram_size > 1
+
+    @property
+    def max_draft_tokens(self) -> int:
+        """The most that these sizes allow. N-grams of one token draft nothing by themselves: (W, 1, G) allows W tokens
+        from the longest matching suffix."""
+        return self.window_size if self.ngram_size == 1 else self.draft_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:

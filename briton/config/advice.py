@@ -41,10 +41,11 @@ def _tags(truss: TrussConfig) -> Iterator[str]:
 def _build(truss: TrussConfig) -> Iterator[str]:
     build, accelerator = truss.trt_llm.build, truss.resources.accelerator_name
     if (speculator := build.speculator) is not None:
-        yield (
-            "trt_llm.build.speculator: lookahead decoding is read and validated; "
-            "the local executor does not speculate yet"
-        )
+        if not speculator.drafts:
+            yield (
+                "trt_llm.build.speculator: drafts nothing: without enable_b10_lookahead it takes "
+                "lookahead_windows_size and lookahead_ngram_size of at least 2"
+            )
         if build.max_batch_size > _LARGE_SPECULATIVE_BATCH:
             yield (
                 f"trt_llm.build.max_batch_size: {build.max_batch_size} is large for speculative decoding; "

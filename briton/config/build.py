@@ -50,7 +50,14 @@ class TrussTRTLLMLoraConfiguration(Section):
 
 
 class TrussSpeculatorConfiguration(Section):
-    """Speculative decoding. Lookahead (Fu et al. 2024) is what is left of it: external drafts are discontinued."""
+    """Speculative decoding. Lookahead (Fu et al. 2024) is what is left of it: external drafts are discontinued.
+
+    `enable_b10_lookahead: false` is window mode: a window of W columns guesses n-grams of N tokens, and up to G of
+    those are verified in a step. `true` is dynamic n-gram mode: drafts are what followed the longest earlier occurrence
+    of the text's end, up to num_draft_tokens a sequence and no more than pays, beside the window where the sizes make
+    one (W > 1 and N > 1). So (8, 1, 1) with num_draft_tokens 8, and (1, 32, 1), are for dynamic mode: by themselves
+    they draft nothing.
+    """
 
     speculative_decoding_mode: TrussSpecDecMode = TrussSpecDecMode.DRAFT_EXTERNAL
     num_draft_tokens: Count | None = None  # lookahead: defaults to what its three sizes need
@@ -62,6 +69,18 @@ class TrussSpeculatorConfiguration(Section):
     lookahead_verification_set_size: Count | None = None
     enable_b10_lookahead: bool | None = False
 
+    @property
+    def lookahead(self) -> LookaheadConfig:
+        """W, N and G."""
+        return LookaheadConfig(
+            self.lookahead_windows_size or 0, self.lookahead_ngram_size or 0, self.lookahead_verification_set_size or 0
+        )
+
+    @property
+    def drafts(self) -> bool:
+        """Whether anything is drafted at all."""
+        return bool(self.enable_b10_lookahead) or self.lookahead.has_window
+
     @model_validator(mode="after")
     def _check_mode(self) -> Self:
         if self.speculative_decoding_mode is TrussSpecDecMode.DRAFT_EXTERNAL:
@@ -72,9 +91,7 @@ class TrussSpeculatorConfiguration(Section):
         for name in ("lookahead_windows_size", "lookahead_ngram_size", "lookahead_verification_set_size"):
             if getattr(self, name) is None:
                 raise refuse(f"LOOKAHEAD_DECODING requires {name}", name)
-        required = LookaheadConfig(
-            self.lookahead_windows_size or 0, self.lookahead_ngram_size or 0, self.lookahead_verification_set_size or 0
-        ).draft_tokens
+        required = self.lookahead.draft_tokens
         given = self.num_draft_tokens
         if given is None and required < 1:
             raise refuse("lookahead of n-gram size 1 drafts no tokens: give num_draft_tokens", "num_draft_tokens")

@@ -135,7 +135,7 @@ class Config:
 
     @property
     def speculator(self) -> TrussSpeculatorConfiguration | None:
-        """Lookahead decoding, where the config asks for it."""
+        """Lookahead decoding, where the config asks for it; it may be so small that it drafts nothing."""
         return self.trt_llm.build.speculator
 
     @property

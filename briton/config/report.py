@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from briton.config.build import TrussSpeculatorConfiguration
 from briton.config.config import Config
 from briton.config.enums import CheckpointSource
 from briton.config.local_target import map_quantization, step_tokens
@@ -67,16 +68,28 @@ def _engine(config: Config) -> Iterator[tuple[str, str]]:
         f"up to {config.max_batch_size} sequences and {_step_tokens(config)} a step, "
         f"{config.scheduler_policy}, {chunked}",
     )
-    if (speculator := config.speculator) is not None:
-        sizes = (
-            f"windows {speculator.lookahead_windows_size}, n-gram {speculator.lookahead_ngram_size}, "
-            f"verification set {speculator.lookahead_verification_set_size}"
-        )
-        yield "speculator", f"lookahead, {sizes}: {speculator.num_draft_tokens} draft tokens; not used yet"
+    if config.speculator is not None:
+        yield "speculator", _speculator(config.speculator)
+        if config.speculator.drafts and map_quantization(config).kv_cache == "u8":
+            yield (
+                "warning",
+                "speculator: rejected drafts leave a trace in a u8 KV cache: output is only nearly the same as without",
+            )
     briton = config.briton
     if unused := [name for name in _UNUSED_BUILD_FIELDS if name in config.trt_llm.build.model_fields_set]:
         yield "not used", f"{', '.join(unused)}: for TensorRT-LLM builds"
     yield "ports", f"HTTP {briton.host}:{briton.http_port}, gRPC {briton.host}:{briton.grpc_port}"
+
+
+def _speculator(speculator: TrussSpeculatorConfiguration) -> str:
+    if not speculator.drafts:
+        return "lookahead that drafts nothing"
+    sizes = speculator.lookahead
+    parts = ["dynamic n-grams"] if speculator.enable_b10_lookahead else []
+    if sizes.has_window:
+        window, ngram, verified = sizes.window_size, sizes.ngram_size, sizes.verification_set_size
+        parts.append(f"a window of {window} (n-grams of {ngram}, {verified} verified)")
+    return f"lookahead, {' and '.join(parts)}: up to {speculator.num_draft_tokens} draft tokens a sequence"
 
 
 def _step_tokens(config: Config) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from briton.types import LookaheadConfig
+
 Precision = Literal["bf16", "f32"]
 KVCacheDtype = Literal["bf16", "u8", "f32"]
 SchedulerPolicy = Literal["guaranteed_no_evict", "max_utilization"]
@@ -31,3 +33,6 @@ class LocalSettings:
     kv_cache_tokens: int | None = None
     kv_cache_memory_bytes: int | None = None
     kv_cache_memory_fraction: float = KV_CACHE_MEMORY_FRACTION  # of the available memory, when no size is given
+    lookahead: LookaheadConfig | None = None  # None: nothing is drafted
+    enable_b10_lookahead: bool = False  # draft what followed the longest matching suffix, too
+    max_draft_tokens: int = 0  # of one sequence in one step

@@ -10,6 +10,7 @@ from briton.config import Config, load_config
 from briton.config.report import report
 from briton.config.serving import check_servable
 from briton.errors import Unsupported
+from briton.types import LookaheadConfig
 
 EXAMPLES = sorted((Path(__file__).parent / "data").glob("*.yaml"))
 LOOKAHEAD = "Briton-qwen-qwen2.5-7b-instruct-with-speculative-lookahead-decoding-fp8"
@@ -26,7 +27,7 @@ def test_loads_and_reports(file: Path) -> None:
     assert config.served_model_name == f"{file.stem}-truss-example"
     assert config.checkpoint.source == "HF"
     assert config.checkpoint.revision == "main"
-    assert all("not speculate yet" in warning for warning in config.warnings)
+    assert config.warnings == ()
     text = report(config)
     assert config.served_model_name in text
     assert config.checkpoint.repo in text
@@ -81,9 +82,9 @@ def test_lookahead() -> None:
     config = example(LOOKAHEAD)
     assert config.speculator is not None
     assert config.speculator.num_draft_tokens == 41
-    assert config.warnings == (
-        "trt_llm.build.speculator: lookahead decoding is read and validated; the local executor does not speculate yet",
-    )
+    assert config.speculator.lookahead == LookaheadConfig(3, 8, 3)
+    assert config.speculator.enable_b10_lookahead
+    assert "dynamic n-grams and a window of 3" in report(config)
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,36 @@ def test_everything_asked_for(load_changed: LoadChanged) -> None:
     )
     assert told["kv cache"] == "u8, 8192 tokens"
     assert told["context"] == "4096 tokens for prompt and output"
-    assert told["speculator"] == "lookahead, windows 7, n-gram 5, verification set 5: 47 draft tokens; not used yet"
+    assert told["speculator"] == (
+        "lookahead, a window of 7 (n-grams of 5, 5 verified): up to 47 draft tokens a sequence"
+    )
     assert told["not used"] == "num_builder_gpus: for TensorRT-LLM builds"
-    assert "does not speculate yet" in told["warning"]
+    assert "u8 KV cache" in told["warning"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dynamic", "told"),
+    [
+        ((7, 5, 5), False, "lookahead, a window of 7 (n-grams of 5, 5 verified): up to 64 draft tokens a sequence"),
+        ((8, 1, 1), True, "lookahead, dynamic n-grams: up to 64 draft tokens a sequence"),
+        ((1, 32, 1), True, "lookahead, dynamic n-grams: up to 64 draft tokens a sequence"),
+        ((3, 8, 3), True, "lookahead, dynamic n-grams and a window of 3 (n-grams of 8, 3 verified): up to 64 "),
+        ((8, 1, 1), False, "lookahead that drafts nothing"),
+        ((1, 32, 1), False, "lookahead that drafts nothing"),
+    ],
+)
+def test_modes_of_lookahead(load_changed: LoadChanged, sizes: tuple[int, int, int], dynamic: bool, told: str) -> None:
+    names = ("lookahead_windows_size", "lookahead_ngram_size", "lookahead_verification_set_size")
+    speculator = {
+        "speculative_decoding_mode": "LOOKAHEAD_DECODING",
+        **dict(zip(names, sizes, strict=True)),
+        "num_draft_tokens": 64,
+        "enable_b10_lookahead": dynamic,
+    }
+    config = load_changed({"trt_llm.build.speculator": speculator, "trt_llm.build.max_batch_size": 32})
+    said = lines(report(config))
+    assert said["speculator"].startswith(told)
+    assert ("drafts nothing" in said.get("warning", "")) is ("drafts nothing" in told)
 
 
 def test_v2(load_changed: LoadChanged) -> None:
