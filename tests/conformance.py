@@ -5,35 +5,67 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from briton.errors import EngineDead, InvalidRequest, QueueFull
 from briton.executor import Executor
-from briton.types import FinishReason, ModelInfo
+from briton.types import FinishReason, LookaheadConfig, ModelInfo
 from tests.request_runner import RequestRunner, Result
 from tests.scripted_guide import ScriptedGuide
 
+SIZES = LookaheadConfig(4, 3, 2)
+OFF = LookaheadConfig(1, 1, 0)
+
+
+@dataclass(frozen=True)
+class ExecutorLimits:
+    """What an executor is made with."""
+
+    max_batch_size: int = 8
+    max_queue_size: int = 64
+    max_seq_len: int = 256
+    kv_cache_tokens: int = 2048
+    lookahead: LookaheadConfig | None = None
+    enable_b10_lookahead: bool = False
+
+    @property
+    def max_draft_tokens(self) -> int:
+        """As many as the sizes allow."""
+        return 0 if self.lookahead is None else self.lookahead.max_draft_tokens
+
+    def of(self, info: ModelInfo) -> ModelInfo:
+        """`info` with these limits."""
+        return replace(
+            info,
+            max_batch_size=self.max_batch_size,
+            max_queue_size=self.max_queue_size,
+            max_seq_len=min(self.max_seq_len, self.kv_cache_tokens),
+            kv_cache_tokens=self.kv_cache_tokens,
+            lookahead=self.lookahead,
+            enable_b10_lookahead=self.enable_b10_lookahead,
+            max_draft_tokens=self.max_draft_tokens,
+        )
+
 
 class ExecutorConformance:
-    """Every promise of the Executor protocol and of `briton.types`. Run it in float32: it compares tokens."""
+    """Every promise of the Executor protocol and of `briton.types`. Run it in float32: it compares tokens.
 
-    def make_executor(
-        self,
-        *,
-        max_batch_size: int = 8,
-        max_queue_size: int = 64,
-        max_seq_len: int = 256,
-        kv_cache_tokens: int = 2048,
-    ) -> Executor:
+    A subclass whose `limits` have lookahead runs all of it on an executor that speculates.
+    """
+
+    limits = ExecutorLimits()
+
+    def make_executor(self, limits: ExecutorLimits) -> Executor:
         """A started executor with these limits. It needs a vocabulary of at least 64 and a stop token of its own."""
         raise NotImplementedError
 
     @pytest.fixture
     def executor(self) -> Iterator[Executor]:
         """One with the default limits."""
-        executor = self.make_executor()
+        executor = self.make_executor(self.limits)
         yield executor
         executor.shutdown()
 
@@ -41,6 +73,15 @@ class ExecutorConformance:
     def runner(self, executor: Executor) -> RequestRunner:
         """What runs requests on it."""
         return RequestRunner(executor)
+
+    @pytest.fixture
+    def speculating(self) -> Iterator[RequestRunner]:
+        """The same, with lookahead if the default limits have none."""
+        lookahead = self.limits.lookahead
+        limits = self.limits if lookahead else replace(self.limits, lookahead=SIZES, enable_b10_lookahead=True)
+        executor = self.make_executor(limits)
+        yield RequestRunner(executor)
+        executor.shutdown()
 
     # The ends of a request.
 
@@ -208,7 +249,7 @@ class ExecutorConformance:
     # Refusals.
 
     def test_queue_full(self) -> None:
-        executor = self.make_executor(max_batch_size=1, max_queue_size=2)
+        executor = self.make_executor(replace(self.limits, max_batch_size=1, max_queue_size=2))
         runner = RequestRunner(executor)
         accepted: list[Result] = []
         refusals: list[QueueFull] = []
@@ -243,7 +284,7 @@ class ExecutorConformance:
         assert runner.collect(0.05) == 0
 
     def test_sequences_that_never_fit_together_end_or_are_refused(self) -> None:
-        executor = self.make_executor(max_seq_len=128, kv_cache_tokens=256, max_batch_size=8)
+        executor = self.make_executor(replace(self.limits, max_seq_len=128, kv_cache_tokens=256, max_batch_size=8))
         runner = RequestRunner(executor)
         try:
             result = runner.submit(_prompt(runner, 64), n=8, max_tokens=64)
@@ -255,7 +296,7 @@ class ExecutorConformance:
         executor.shutdown()
 
     def test_more_requests_than_the_pool_fits(self) -> None:
-        executor = self.make_executor(max_seq_len=64, kv_cache_tokens=256, max_batch_size=8)
+        executor = self.make_executor(replace(self.limits, max_seq_len=64, kv_cache_tokens=256, max_batch_size=8))
         runner = RequestRunner(executor)
         prompts = [_prompt(runner, 20 + i % 8) for i in range(64)]
         alone = [runner.run(prompt, max_tokens=30).tokens() for prompt in prompts[:8]]
@@ -302,6 +343,95 @@ class ExecutorConformance:
         assert result.tokens() == (10, 10, 10)
         assert result.reason() is FinishReason.LENGTH
 
+    # Lookahead. A draft changes how soon a token comes, never which one.
+
+    def test_lookahead_changes_no_token(self, speculating: RequestRunner) -> None:
+        engine = speculating.executor.info.lookahead
+        assert engine is not None
+        smaller = LookaheadConfig(1, engine.ngram_size, engine.verification_set_size)
+        sampled: dict[str, Any] = {"temperature": 1.0, "seed": 5, "n": 2, "logprobs": 2}
+        for prompt in (_prompt(speculating, 9), _prompt(speculating, 4) * 8):
+            for options in ({}, sampled, {"stream": False}):
+                runs = [
+                    speculating.run(prompt, max_tokens=40, lookahead=lookahead, **options)
+                    for lookahead in (OFF, None, smaller, engine)
+                ]
+                for index in range(options.get("n", 1)):
+                    assert len({run.tokens(index) for run in runs}) == 1
+                drafted = runs[0].final.speculation
+                assert drafted is not None
+                assert (drafted.num_draft_tokens, drafted.num_accepted_tokens) == (0, 0)
+
+    def test_a_prediction_changes_no_token(self, speculating: RequestRunner) -> None:
+        prompt = _prompt(speculating, 12)
+        alone = speculating.run(prompt, max_tokens=50, lookahead=OFF).tokens()
+        longest = speculating.executor.info.max_seq_len
+        predictions = [alone, alone[10:30], alone[:20] + prompt + alone[25:], alone[::-1], (7,) * longest]
+        beside = [speculating.submit(prompt, max_tokens=50, prediction=prediction) for prediction in predictions]
+        beside.append(speculating.submit(prompt, max_tokens=50, prediction=alone, lookahead=OFF))
+        speculating.finish()
+        assert [result.tokens() for result in beside] == [alone] * len(beside)
+
+    def test_a_right_prediction_stops_where_it_should(self, speculating: RequestRunner) -> None:
+        """Tokens that were accepted beyond the end are neither given nor counted."""
+        prompt = _prompt(speculating, 7)
+        tokens = speculating.run(prompt, max_tokens=30).tokens()
+        for count in (1, 2, 7, 29):
+            assert speculating.run(prompt, max_tokens=count, prediction=tokens).tokens() == tokens[:count]
+        end = tokens.index(tokens[11])
+        result = speculating.run(prompt, max_tokens=30, prediction=tokens, stop_token_ids=(tokens[11],))
+        assert result.tokens() == tokens[: end + 1]
+        assert result.final.stop_token_id == tokens[11]
+        _assert_idle(speculating)
+
+    def test_speculation_adds_up(self, speculating: RequestRunner) -> None:
+        """A step gives a sequence one token more than it accepts."""
+        before = speculating.executor.stats()
+        prompt = _prompt(speculating, 5) * 4
+        tokens = speculating.run(prompt, max_tokens=30).tokens()
+        speculating.run(prompt, max_tokens=30, prediction=tokens, n=3)
+        speculating.run(prompt, max_tokens=20, temperature=1.0, stream=False)
+        after = speculating.executor.stats()
+        told = [result.final.speculation for result in speculating.results.values()]
+        for result, speculation in zip(speculating.results.values(), told, strict=True):
+            assert speculation is not None
+            num_tokens = sum(len(result.tokens(index)) for index in range(result.request.sampling.n))
+            assert num_tokens == speculation.num_steps + speculation.num_accepted_tokens
+            assert 0 <= speculation.num_accepted_tokens <= speculation.num_draft_tokens
+        for name, counter in (
+            ("num_steps", "num_sequence_steps"),
+            ("num_draft_tokens", "num_draft_tokens"),
+            ("num_accepted_tokens", "num_accepted_tokens"),
+        ):
+            assert sum(getattr(speculation, name) for speculation in told) == getattr(after, counter) - getattr(
+                before, counter
+            )
+        assert after.num_output_tokens - before.num_output_tokens == 30 + 3 * 30 + 20
+
+    def test_lookahead_larger_than_the_engines_is_refused(self, speculating: RequestRunner) -> None:
+        engine = speculating.executor.info.lookahead
+        assert engine is not None
+        for name, low in (("window_size", 1), ("ngram_size", 1), ("verification_set_size", 0)):
+            for size in (low - 1, getattr(engine, name) + 1, 10**400):
+                with pytest.raises(InvalidRequest, match=f"{name} must be between {low} and") as refused:
+                    speculating.submit(_prompt(speculating, 5), lookahead=replace(engine, **{name: size}))
+                assert refused.value.field == f"lookahead.{name}"
+        assert len(speculating.run(_prompt(speculating, 5), lookahead=engine).tokens()) == 8
+
+    def test_an_engine_without_lookahead_takes_only_off(self) -> None:
+        executor = self.make_executor(replace(self.limits, lookahead=None, enable_b10_lookahead=False))
+        runner = RequestRunner(executor)
+        prompt = _prompt(runner, 5)
+        tokens = runner.run(prompt).tokens()
+        assert runner.run(prompt, lookahead=OFF, prediction=tokens).tokens() == tokens
+        for result in runner.results.values():
+            assert result.final.speculation is None or result.final.speculation.num_draft_tokens == 0
+        for sizes in (SIZES, LookaheadConfig(1, 1, 1)):
+            with pytest.raises(InvalidRequest, match="does not speculate") as refused:
+                runner.submit(prompt, lookahead=sizes)
+            assert refused.value.field == "lookahead"
+        executor.shutdown()
+
     # The prefix cache.
 
     def test_second_run_of_a_prompt_is_cached(self, runner: RequestRunner) -> None:
@@ -342,7 +472,7 @@ class ExecutorConformance:
         assert runner.collect(0.05) == 0
 
     def test_cancel_a_waiting_request(self) -> None:
-        executor = self.make_executor(max_batch_size=1)
+        executor = self.make_executor(replace(self.limits, max_batch_size=1))
         runner = RequestRunner(executor)
         running = runner.submit(_prompt(runner, 5), max_tokens=100)
         waiting = runner.submit(_prompt(runner, 5), max_tokens=100)
@@ -367,7 +497,7 @@ class ExecutorConformance:
         _assert_idle(runner)
 
     def test_shutdown_ends_every_request(self) -> None:
-        executor = self.make_executor(max_batch_size=2)
+        executor = self.make_executor(replace(self.limits, max_batch_size=2))
         runner = RequestRunner(executor)
         for i in range(6):
             runner.submit(_prompt(runner, 5 + i), max_tokens=240, n=1 + i % 2)
@@ -384,7 +514,7 @@ class ExecutorConformance:
     # Order, counters, threads.
 
     def test_higher_priority_is_admitted_first(self) -> None:
-        executor = self.make_executor(max_batch_size=1)
+        executor = self.make_executor(replace(self.limits, max_batch_size=1))
         runner = RequestRunner(executor)
         runner.submit(_prompt(runner, 5), max_tokens=100)
         waiting = [runner.submit(_prompt(runner, 5 + i), priority=p) for i, p in enumerate((0, 0, 5, -1, 5))]
@@ -482,6 +612,9 @@ def _invalid(info: ModelInfo) -> list[tuple[str, dict[str, Any]]]:
         ("logit_bias[3]", {"logit_bias": {3: 101.0}}),
         ("bad_words", {"bad_words": ((),)}),
         ("bad_words", {"bad_words": ((info.vocab_size,),)}),
+        ("prediction", {"prediction": (1, info.vocab_size)}),
+        ("prediction", {"prediction": (-1,)}),
+        ("prediction", {"prediction": (1,) * (info.max_seq_len + 1)}),
     ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from briton.executor import Executor
 from briton.guidance.guide import Guide
-from briton.types import FinishReason, GenerationRequest, SamplingParams, TokenChunk
+from briton.types import FinishReason, GenerationRequest, LookaheadConfig, SamplingParams, TokenChunk
 
 TIMEOUT_S = 60.0
 ENDED_EARLY = (FinishReason.CANCELLED, FinishReason.ERROR)
@@ -60,12 +60,24 @@ class RequestRunner:
         priority: int = 0,
         cache_salt: str = "",
         stream: bool = True,
+        lookahead: LookaheadConfig | None = None,
+        prediction: Iterable[int] = (),
         **sampling: Any,
     ) -> GenerationRequest:
         """A request with an id of its own; greedy, and blind to the model's stop ids, unless told otherwise."""
         sampling = {"temperature": 0.0, "ignore_eos": guide is None, "max_tokens": 8, **sampling}
         params = SamplingParams(**sampling)
-        return GenerationRequest(next(self._ids), tuple(prompt), params, guide, priority, cache_salt, stream)
+        return GenerationRequest(
+            next(self._ids),
+            tuple(prompt),
+            params,
+            guide,
+            priority,
+            cache_salt,
+            stream,
+            lookahead,
+            tuple(prediction),
+        )
 
     def submit(self, prompt: Iterable[int], **options: Any) -> Result:
         """Make a request and submit it."""

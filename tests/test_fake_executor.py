@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from briton.executor import Executor
-from tests.conformance import ExecutorConformance
+from tests.conformance import SIZES, ExecutorConformance, ExecutorLimits
 from tests.fake_executor import FAKE_INFO, FakeExecutor
 from tests.request_runner import RequestRunner
 
@@ -15,22 +13,8 @@ class FakeConformance(ExecutorConformance):
 
     tokens_per_step: int
 
-    def make_executor(
-        self,
-        *,
-        max_batch_size: int = 8,
-        max_queue_size: int = 64,
-        max_seq_len: int = 256,
-        kv_cache_tokens: int = 2048,
-    ) -> Executor:
-        info = replace(
-            FAKE_INFO,
-            max_batch_size=max_batch_size,
-            max_queue_size=max_queue_size,
-            max_seq_len=max_seq_len,
-            kv_cache_tokens=kv_cache_tokens,
-        )
-        return FakeExecutor(info, tokens_per_step=self.tokens_per_step)
+    def make_executor(self, limits: ExecutorLimits) -> Executor:
+        return FakeExecutor(limits.of(FAKE_INFO), tokens_per_step=self.tokens_per_step)
 
 
 class TestOneTokenAStep(FakeConformance):
@@ -39,6 +23,11 @@ class TestOneTokenAStep(FakeConformance):
 
 class TestSeveralTokensAStep(FakeConformance):
     tokens_per_step = 3
+
+
+class TestSpeculating(FakeConformance):
+    tokens_per_step = 3
+    limits = ExecutorLimits(lookahead=SIZES, enable_b10_lookahead=True)
 
 
 def test_script_then_stop_id() -> None:

@@ -36,7 +36,7 @@ def load_local_executor(directory: Path, settings: LocalSettings, model_name: st
             f"max_seq_len is {settings.max_seq_len}; the model has {model.max_position_embeddings} positions",
             "trt_llm.build.max_seq_len",
         )
-    runner = ModelRunner(directory, manifest, settings)
+    runner = ModelRunner(directory, manifest, settings, drafts=settings.lookahead is not None)
     runner.warm_up(settings.max_batch_size)
     kv_cache_tokens = runner.num_blocks * BLOCK_SIZE
     info = ModelInfo(
@@ -56,6 +56,9 @@ def load_local_executor(directory: Path, settings: LocalSettings, model_name: st
         weights_dtype=manifest.weights_dtype,
         kv_cache_dtype=runner.kv_cache_dtype,
         tokenizer_hash=manifest.tokenizer_hash,
+        lookahead=settings.lookahead,
+        enable_b10_lookahead=settings.enable_b10_lookahead,
+        max_draft_tokens=settings.max_draft_tokens,
     )
     try:
         check_sampling(info.default_sampling, info)  # else every request would be refused for what it never said

@@ -13,7 +13,7 @@ from briton.local.executor import LocalExecutor
 from briton.local.loader import load_local_executor
 from briton.local.settings import LocalSettings, SchedulerPolicy
 from briton_engine_builder import build_engine
-from tests.conformance import ExecutorConformance
+from tests.conformance import ExecutorConformance, ExecutorLimits
 from tests.conftest import TinyLlama
 from tests.engine_builder.engines import config_for
 from tests.local.paged_model import PagedModel, model_info
@@ -33,24 +33,10 @@ class PagedConformance(ExecutorConformance):
     policy: SchedulerPolicy
     block_size = 16
 
-    def make_executor(
-        self,
-        *,
-        max_batch_size: int = 8,
-        max_queue_size: int = 64,
-        max_seq_len: int = 256,
-        kv_cache_tokens: int = 2048,
-    ) -> Executor:
-        num_blocks = kv_cache_tokens // self.block_size
-        info = model_info(
-            num_blocks,
-            self.block_size,
-            max_batch_size=max_batch_size,
-            max_queue_size=max_queue_size,
-            max_seq_len=min(max_seq_len, kv_cache_tokens),
-            max_num_tokens=100,
-        )
-        return LocalExecutor(info, PagedModel(num_blocks, self.block_size).forward, policy=self.policy)
+    def make_executor(self, limits: ExecutorLimits) -> Executor:
+        info = limits.of(model_info(block_size=self.block_size, max_num_tokens=100))
+        model = PagedModel(info.kv_cache_tokens // self.block_size, self.block_size)
+        return LocalExecutor(info, model.forward, policy=self.policy)
 
 
 class TestGuaranteedNoEvict(PagedConformance):
@@ -68,20 +54,16 @@ class TestCompiledModel(ExecutorConformance):
     def use_engine_dir(self, tiny_engine_dir: Path) -> None:
         self.engine_dir = tiny_engine_dir
 
-    def make_executor(
-        self,
-        *,
-        max_batch_size: int = 8,
-        max_queue_size: int = 64,
-        max_seq_len: int = 256,
-        kv_cache_tokens: int = 2048,
-    ) -> Executor:
+    def make_executor(self, limits: ExecutorLimits) -> Executor:
         settings = LocalSettings(
-            max_batch_size=max_batch_size,
+            max_batch_size=limits.max_batch_size,
             max_num_tokens=100,
-            max_queue_size=max_queue_size,
-            max_seq_len=max_seq_len,
-            kv_cache_tokens=kv_cache_tokens,
+            max_queue_size=limits.max_queue_size,
+            max_seq_len=limits.max_seq_len,
+            kv_cache_tokens=limits.kv_cache_tokens,
             precision="f32",
+            lookahead=limits.lookahead,
+            enable_b10_lookahead=limits.enable_b10_lookahead,
+            max_draft_tokens=limits.max_draft_tokens,
         )
         return load_local_executor(self.engine_dir, settings, "tiny")
