@@ -8,13 +8,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from briton.errors import BritonError, EngineDead, InvalidRequest, QueueFull
 from briton.local.block_manager import BlockManager
+from briton.local.lookahead.costs import CostCurve
+from briton.local.lookahead.speculator import Speculator
 from briton.local.output import OutputProcessor
 from briton.local.plan import ScheduledSequence, StepInputs, StepPlan, step_inputs
 from briton.local.sampler import Sampler, StepLogits
@@ -24,10 +25,6 @@ from briton.local.settings import SchedulerPolicy
 from briton.local.verification import Verified, verify
 from briton.types import ExecutorStats, FinishReason, GenerationRequest, ModelInfo, TokenChunk
 from briton.validation import check_request
-
-if TYPE_CHECKING:
-    from briton.local.lookahead.costs import CostCurve
-    from briton.local.lookahead.speculator import Speculator
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +71,7 @@ class LocalExecutor:
             policy=policy,
             enable_chunked_context=enable_chunked_context,
         )
-        self._speculator: Speculator | None = None
-        if costs is not None and info.lookahead is not None:
-            from briton.local.lookahead.speculator import Speculator
-
-            self._speculator = Speculator(info, costs)
+        self._speculator = None if costs is None or info.lookahead is None else Speculator(info, costs)
         self._sampler = Sampler(info.vocab_size, info.stop_token_ids)
         self._output = OutputProcessor(info.stop_token_ids)
         self._open: dict[int, Request] = {}  # accepted and not ended, the inbox included

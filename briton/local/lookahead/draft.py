@@ -73,6 +73,16 @@ class Draft:
         n = min(num_candidates, self.num_candidates)
         return Draft(self.token_ids[:n], self.parents[:n], n)
 
+    def keep(self, num_candidates: int) -> Draft:
+        """The first candidates, and the window, whose nodes hang from no candidate."""
+        kept, dropped = self.cut(num_candidates), max(0, self.num_candidates - num_candidates)
+        return Draft(
+            kept.token_ids + self.token_ids[self.num_candidates :],
+            kept.parents + tuple(p if p == ROOT else p - dropped for p in self.parents[self.num_candidates :]),
+            len(kept),
+            tuple(row - dropped for row in self.window_rows),
+        )
+
     def mask(self, num_own: int) -> NDArray[np.uint8]:
         """Who may attend to whom among the sequence's `num_own` new tokens and this draft: [query, query], 1 = may."""
         size = num_own + len(self)

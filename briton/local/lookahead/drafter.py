@@ -1,0 +1,180 @@
+"""What one sequence's drafts are made from: n-gram index, lookahead window, guide; and how well they did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+from briton.guidance.guide import Guide
+from briton.local.lookahead.acceptance import AcceptanceRates
+from briton.local.lookahead.draft import Draft
+from briton.local.lookahead.guided import guided_draft
+from briton.local.lookahead.ngram import NgramIndex
+from briton.local.lookahead.policy import Proposal, WindowWorth
+from briton.local.lookahead.pool import NgramPool
+from briton.local.lookahead.window import LookaheadWindow
+from briton.local.sampler import StepLogits
+from briton.local.sequence import Sequence
+from briton.local.verification import Verified
+from briton.types import LookaheadConfig
+
+_LEARNED_AT_ONCE = 4096  # tokens: some 10 ms, once, beside others' steps
+_LATER_BRANCH = 0.5  # how much less likely each further n-gram of the pool is than the one before it
+
+
+class EngineRates:
+    """What all sequences of an engine have learned, and a new one starts from."""
+
+    def __init__(self) -> None:
+        self.index = AcceptanceRates()  # by the length of the match
+        self.pool = AcceptanceRates()  # by depth in the n-gram
+        self.window_worth = WindowWorth()
+
+
+class Drafter:
+    """Proposes drafts for one sequence, which it is told of as it grows."""
+
+    def __init__(
+        self,
+        config: LookaheadConfig,
+        max_draft_tokens: int,
+        rates: EngineRates,
+        *,
+        use_index: bool,
+        prediction: Seq[int] = (),
+    ) -> None:
+        """`use_index`: draft what followed the longest matching suffix; else the window alone. `prediction`: what the
+        output may repeat."""
+        self._max_draft_tokens = max_draft_tokens
+        self._config = config
+        self._index = NgramIndex() if use_index else None
+        self._pool = NgramPool(config) if config.window_size * (config.ngram_size - 1) > 1 else None
+        self._window: LookaheadWindow | None = None  # made when the prompt is known
+        self._index_rates = AcceptanceRates(rates.index)
+        self._pool_rates = AcceptanceRates(rates.pool)
+        self._window_worth = rates.window_worth
+        self._num_learned = 0  # tokens of the sequence that index and pool know
+        self._chain: list[int] = []  # last proposed: by index and guide,
+        self._branches: list[list[int]] = []  # and by the pool
+        if self._index is not None and prediction:
+            self._index.extend(prediction)
+            self._index.seal()
+
+    def learn(self, sequence: Sequence, num_tokens: int) -> None:
+        """Take in the sequence's first `num_tokens`, of many a part at a time."""
+        end = min(num_tokens, self._num_learned + _LEARNED_AT_ONCE)
+        tokens = sequence.token_ids[self._num_learned : end]
+        self._num_learned = max(end, self._num_learned)
+        if self._index is not None:
+            self._index.extend(tokens)
+        if self._pool is not None:
+            self._pool.seed(tokens)
+
+    def propose(self, sequence: Sequence, max_seq_len: int) -> Proposal | None:
+        """What may follow the sequence's last token; None when nothing is known, or no token is left to draft."""
+        self._chain, self._branches = [], []
+        limit = min(self._max_draft_tokens, sequence.max_num_tokens - sequence.num_tokens - 1)
+        if limit < 1 or self._num_learned < sequence.num_tokens:
+            return None
+        self._chain, gains = self._continue(sequence.guide, limit)
+        if self._pool is None:
+            if not self._chain:
+                return None
+            return Proposal(Draft.chain(self._chain), gains, sequence.num_tokens)
+        self._branches = self._from_pool(sequence, limit)
+        branches = [self._chain, *self._branches] if self._chain else self._branches
+        window = None
+        if self._window is None:
+            self._window = LookaheadWindow(self._config, sequence.token_ids, self._pool)
+        if sequence.num_tokens + self._config.window_size + self._config.ngram_size <= max_seq_len:
+            window = self._window.attach(branches)
+        draft = Draft.trie(branches)
+        return Proposal(
+            draft,
+            self._trie_gains(draft, gains),
+            sequence.num_tokens,
+            window,
+            self._window_worth.worth if window else 0.0,
+        )
+
+    def update(self, sequence: Sequence, draft: Draft | None, verified: Verified, logits: StepLogits, row: int) -> None:
+        """Learn from a step: `row` is the first of the sequence's rows."""
+        tokens = [token.token_id for token in verified.sampled]
+        if self._num_learned + len(tokens) < sequence.num_tokens:
+            return  # still learning the prompt: it will come to these tokens
+        if self._index is not None:
+            self._observe_index(tokens)
+        if self._pool is not None:
+            self._observe_pool(tokens)
+            self._pool.seed(tokens)
+        if self._window is not None and tokens:
+            rows = range(len(draft.window_rows)) if draft is not None else ()
+            first = row + 1 + (0 if draft is None else draft.num_candidates)
+            self._window.update([logits.argmax(first + i) for i in rows], tokens)
+            if rows:
+                self._window_worth.observe(max(0, len(verified.accepted) - _num_common(self._chain, tokens)))
+            else:
+                self._window_worth.observe_idle()
+        self._num_learned += len(tokens)
+
+    def _continue(self, guide: Guide | None, limit: int) -> tuple[list[int], list[float]]:
+        """The likeliest continuation of the text, and the probability that each of its tokens is accepted."""
+        if guide is not None:
+            return guided_draft(guide, self._index, limit, self._index_rates)
+        if self._index is None:
+            return [], []
+        found = self._index.propose(limit)
+        return found.token_ids, self._index_rates.survival(found.match_length, len(found.token_ids))
+
+    def _from_pool(self, sequence: Sequence, limit: int) -> list[list[int]]:
+        assert self._pool is not None
+        found = self._pool.following(sequence.token_ids[-1], self._config.verification_set_size)
+        branches = [list(ngram[:limit]) for ngram in found]
+        if sequence.guide is not None:
+            branches = [branch[: _num_valid(sequence.guide, branch)] for branch in branches]
+        return [branch for branch in branches if branch]
+
+    def _trie_gains(self, draft: Draft, chain_gains: list[float]) -> list[float]:
+        """Of each node: the chain's own, then the pool's by depth, ever less likely for later branches."""
+        by_depth = self._pool_rates.survival(1, max(draft.depths(), default=0))
+        gains = list(chain_gains)
+        share = 1.0
+        for depth in draft.depths()[len(chain_gains) :]:
+            if depth == 1:
+                share *= _LATER_BRANCH if gains else 1.0
+            gains.append(by_depth[depth - 1] * share)
+        return gains
+
+    def _observe_index(self, tokens: Seq[int]) -> None:
+        """Would the index have been right? Asked of every token, drafted or not: that costs nothing and has no bias."""
+        assert self._index is not None
+        for token_id in tokens:
+            guess = self._index.propose(1)
+            if guess.token_ids:
+                self._index_rates.observe(guess.match_length, guess.token_ids[0] == token_id)
+            self._index.extend((token_id,))
+
+    def _observe_pool(self, tokens: Seq[int]) -> None:
+        alive = self._branches
+        for depth, token_id in enumerate(tokens):
+            alive = [branch for branch in alive if len(branch) > depth]
+            if not alive:
+                return
+            alive = [branch for branch in alive if branch[depth] == token_id]
+            self._pool_rates.observe(depth + 1, bool(alive))
+
+
+def _num_common(a: Seq[int], b: Seq[int]) -> int:
+    """Length of the common beginning."""
+    n = 0
+    while n < min(len(a), len(b)) and a[n] == b[n]:
+        n += 1
+    return n
+
+
+def _num_valid(guide: Guide, token_ids: Seq[int]) -> int:
+    """How many of these tokens the guide would take."""
+    n = 0
+    while n < len(token_ids) and guide.advance(token_ids[n : n + 1]):
+        n += 1
+    guide.rollback(n)
+    return n

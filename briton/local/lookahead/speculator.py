@@ -1,0 +1,71 @@
+"""Speculation for a whole engine: what all sequences of a step propose, the choice among it, and what came of it."""
+
+from __future__ import annotations
+
+from briton.local.lookahead.costs import CostCurve
+from briton.local.lookahead.draft import Draft
+from briton.local.lookahead.drafter import Drafter, EngineRates
+from briton.local.lookahead.policy import Proposal, choose
+from briton.local.plan import ScheduledSequence, StepPlan
+from briton.local.sampler import StepLogits
+from briton.local.sequence import Sequence
+from briton.local.verification import Verified
+from briton.types import ModelInfo
+
+
+class Speculator:
+    """Knows what drafts cost and how often they come true, over all requests. One loop's: not thread-safe."""
+
+    def __init__(self, info: ModelInfo, costs: CostCurve) -> None:
+        assert info.lookahead is not None
+        self._info = info
+        self._engine_config = info.lookahead
+        self._costs = costs
+        self._rates = EngineRates()
+        self._shape = 0  # tokens that the graph of any size was used for last
+
+    def drafts(self, plan: StepPlan) -> list[Draft | None] | None:
+        """What to try beside each entry of a plan; None when there is nothing worth its cost."""
+        num_tokens = sum(entry.num_new_tokens for entry in plan)
+        proposals = [self._propose(entry) for entry in plan]
+        chosen: list[Draft | None] = []
+        if any(proposals):
+            num_due = sum(entry.samples for entry in plan)
+            room = self._info.max_num_tokens - num_tokens
+            chosen = choose(self._costs, num_tokens, num_due, proposals, room, self._shape)
+        size = self._costs.padded(num_tokens + sum(len(draft or ()) for draft in chosen))
+        if size not in self._costs.fixed_sizes:
+            self._shape = size
+        return chosen if any(chosen) else None
+
+    def update(self, entry: ScheduledSequence, verified: Verified, logits: StepLogits, row: int) -> None:
+        """Learn from a step: `row` is the first of the entry's rows in `logits`."""
+        drafter = entry.sequence.drafter
+        if drafter is not None:
+            drafter.update(entry.sequence, entry.draft, verified, logits, row)
+
+    def _propose(self, entry: ScheduledSequence) -> Proposal | None:
+        sequence = entry.sequence
+        if sequence.drafter is None:
+            sequence.drafter = self._new_drafter(sequence)
+        if sequence.drafter is None:
+            return None
+        sequence.drafter.learn(sequence, sequence.num_computed_tokens + entry.num_new_tokens)
+        return sequence.drafter.propose(sequence, self._info.max_seq_len) if entry.samples else None
+
+    def _new_drafter(self, sequence: Sequence) -> Drafter | None:
+        """None where the request has turned lookahead off."""
+        request = sequence.request.request
+        config = request.lookahead or self._engine_config
+        if config.is_off:
+            return None
+        limit = self._info.max_draft_tokens
+        if request.lookahead is not None:
+            limit = min(limit, config.max_draft_tokens)
+        return Drafter(
+            config,
+            limit,
+            self._rates,
+            use_index=self._info.enable_b10_lookahead,
+            prediction=request.prediction_token_ids,
+        )
