@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from briton.engine_dir import EngineManifest, rank_file
 from briton.errors import BuildError, ConfigError
+from briton.local.lookahead.costs import LONG_CONTEXT, CostCurve
 from briton.local.memory import num_graph_copies, num_kv_blocks
 from briton.local.models.decoder import build_decoder
 from briton.local.models.weights import Weights
-from briton.local.padding import pad_tokens, padded_size
+from briton.local.padding import MAX_PADDED_SIZE, pad_tokens, padded_size
 from briton.local.plan import StepInputs
-from briton.local.probe import first_tokens, one_sequence
+from briton.local.probe import first_tokens, measure_costs, one_sequence
 from briton.local.settings import BLOCK_SIZE, LocalSettings
 from briton.local.step_graphs import compile_step_graphs
 
@@ -47,6 +48,7 @@ class ModelRunner:
             settings.max_seq_len or manifest.model.max_position_embeddings, manifest.model.max_position_embeddings
         )
         weights_path = directory / rank_file(0)
+        self._max_num_tokens = settings.max_num_tokens
         self._weights = Weights(weights_path)
         if fixed_sizes is None:
             fixed_sizes = _affordable_sizes(weights_path.stat().st_size, drafts)
@@ -89,6 +91,19 @@ class ModelRunner:
         for inputs in batches + prompts:
             if not np.isfinite(self.forward(inputs)).all():
                 raise BuildError("the model's logits are not finite numbers: its weights are damaged")
+
+    def measure_costs(self) -> CostCurve:
+        """What a step costs by its number of tokens: some seconds of steps, in the cache's first blocks, which nobody
+        has yet."""
+        num_positions = min(LONG_CONTEXT + MAX_PADDED_SIZE, self.max_seq_len, self.num_blocks * BLOCK_SIZE)
+        for tensor in self._kv_cache.values():
+            tensor.data[: -(-num_positions // BLOCK_SIZE)] = 0  # pages never written are all one: read too fast
+        return measure_costs(
+            self.forward,
+            max_num_tokens=self._max_num_tokens,
+            max_num_positions=num_positions,
+            fixed_sizes=self._fixed,
+        )
 
     def forward(self, inputs: StepInputs) -> NDArray[np.float32]:
         """Compute one step: write the new tokens' keys and values, return logits [rows, vocab], valid until the next

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
+from briton.local.lookahead.costs import LONG_CONTEXT, CostCurve
 from briton.local.plan import StepInputs
 from briton.local.settings import BLOCK_SIZE
 
+SIZES = (1, 8, 16, 24, 32, 48, 64, 96, 128)  # tokens of the steps that are timed
+MAX_SECONDS = 1.2
+SLOW_STEP_SECONDS = 0.15
+_REPEATS = 3
 Forward = Callable[[StepInputs], NDArray[np.float32]]
 
 
@@ -50,29 +56,46 @@ def one_sequence(num_tokens: int, num_context_tokens: int = 0) -> StepInputs:
     )
 
 
+def measure_costs(
+    forward: Forward, *, max_num_tokens: int, max_num_positions: int, fixed_sizes: Collection[int]
+) -> CostCurve:
+    """What steps with drafts cost, from real ones: at most `max_num_tokens` tokens, in a cache whose first
+    `max_num_positions` slots are written. Takes about MAX_SECONDS, longer only where the smallest steps do."""
+    sizes = [size for size in SIZES if size <= min(max_num_tokens, max_num_positions // 2)]
+    timer = StepTimer(forward)
+    curve = CostCurve.measure(
+        timer,
+        sizes,
+        long_context=min(LONG_CONTEXT, max_num_positions - sizes[-1]),
+        fixed_sizes=sorted(fixed_sizes),
+        max_seconds=MAX_SECONDS,
+    )
+    changing = [size for size in sizes if size not in fixed_sizes][:2]
+    return replace(curve, switch_seconds=timer.switch(*changing)) if len(changing) == 2 else curve
+
+
 class StepTimer:
-    """Times steps of one sequence."""
+    """Times steps of one sequence. Seconds of a slow step are not measured twice running: they are what they were."""
 
     def __init__(self, forward: Forward) -> None:
         self._forward = forward
-        self._previous: tuple[int, int] | None = None
+        self._last = (0, 0, 0.0)  # tokens, context, seconds
 
     def __call__(self, num_tokens: int, num_context_tokens: int) -> float:
-        """Seconds of a step that follows another of its size."""
-        if self._previous != (num_tokens, num_context_tokens):
-            self.once(num_tokens, num_context_tokens)
-        return self.once(num_tokens, num_context_tokens)
-
-    def once(self, num_tokens: int, num_context_tokens: int) -> float:
-        """Seconds of a step, whatever came before."""
+        """Seconds of a step of so many new tokens after so many in the cache."""
+        if self._last[:2] == (num_tokens, num_context_tokens) and self._last[2] > SLOW_STEP_SECONDS:
+            return self._last[2]
         inputs = one_sequence(num_tokens, num_context_tokens)
-        self._previous = (num_tokens, num_context_tokens)
         started = time.perf_counter()
         self._forward(inputs)
-        return time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self._last = (num_tokens, num_context_tokens, seconds)
+        return seconds
 
-    def switch(self, sizes: tuple[int, int], repeats: int = 3) -> float:
-        """Seconds that a step takes longer when the one before had another of these two sizes."""
-        steady = sum(median(self(size, 0) for _ in range(repeats)) for size in sizes)
-        turns = [self.once(size, 0) for _ in range(repeats) for size in sizes]
-        return max(0.0, (median(turns[0::2]) + median(turns[1::2]) - steady) / 2)
+    def switch(self, first: int, second: int) -> float:
+        """Seconds that a step takes longer when the one before had another of these two numbers of tokens."""
+        steady = [median([self(size, 0) for _ in range(_REPEATS + 1)][1:]) for size in (first, second)]
+        turns = [(self(first, 0), self(second, 0)) for _ in range(_REPEATS)]
+        changed = [median([pair[i] for pair in turns]) for i in (0, 1)]
+        difference: float = sum(changed) - sum(steady)
+        return max(0.0, difference) / 2

@@ -6,7 +6,7 @@ Each node of a draft is compared with the sequence that ends in it, computed alo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
@@ -200,6 +200,22 @@ def test_only_the_rows_that_are_wanted(steps: Steps) -> None:
     assert len(steps.step(ScheduledSequence(sequence, 5))[0]) == 0
     (rows,) = steps.step(ScheduledSequence(sequence, 15))
     steps.check(sequence, None, rows)
+
+
+def test_costs_of_real_steps(runner: ModelRunner) -> None:
+    curve = runner.measure_costs()
+    assert curve.sizes[:2] == (1, 8)  # the others when the machine is not too busy
+    assert curve.fixed_sizes in ((1, 8, 16), ())
+    assert all(point.seconds > 0 for point in curve.points)
+
+
+@pytest.mark.parametrize("fixed_sizes", [(1, 8, 16), ()])
+def test_the_smallest_limits(engine: Path, fixed_sizes: Sequence[int]) -> None:
+    """Two blocks, eight positions: what warms up and measures stays within."""
+    settings = replace(SETTINGS, kv_cache_tokens=2 * BLOCK_SIZE, max_seq_len=8, max_num_tokens=4)
+    runner = ModelRunner(engine, load_manifest(engine), settings, fixed_sizes=fixed_sizes)
+    runner.warm_up(8)
+    assert runner.measure_costs().sizes == (1,)
 
 
 @pytest.mark.slow
