@@ -71,8 +71,19 @@ def load_local_executor(directory: Path, settings: LocalSettings, model_name: st
         runner.num_blocks * runner.block_bytes / 2**30,
         info.max_seq_len,
     )
+    costs = None
+    if info.lookahead is not None:
+        costs = runner.measure_costs()
+        if runner.kv_cache_dtype == "u8":
+            logger.warning(
+                "rejected drafts leave a trace in a u8 KV cache: with lookahead decoding output is only nearly the same"
+            )
     return LocalExecutor(
-        info, runner.forward, policy=settings.policy, enable_chunked_context=settings.enable_chunked_context
+        info,
+        runner.forward,
+        policy=settings.policy,
+        enable_chunked_context=settings.enable_chunked_context,
+        costs=costs,
     )
 
 

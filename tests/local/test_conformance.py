@@ -11,7 +11,9 @@ from briton.config import load_environment
 from briton.executor import Executor
 from briton.local.executor import LocalExecutor
 from briton.local.loader import load_local_executor
+from briton.local.lookahead.costs import CostCurve
 from briton.local.settings import LocalSettings, SchedulerPolicy
+from briton.types import LookaheadConfig
 from briton_engine_builder import build_engine
 from tests.conformance import ExecutorConformance, ExecutorLimits
 from tests.conftest import TinyLlama
@@ -36,7 +38,7 @@ class PagedConformance(ExecutorConformance):
     def make_executor(self, limits: ExecutorLimits) -> Executor:
         info = limits.of(model_info(block_size=self.block_size, max_num_tokens=100))
         model = PagedModel(info.kv_cache_tokens // self.block_size, self.block_size)
-        return LocalExecutor(info, model.forward, policy=self.policy)
+        return LocalExecutor(info, model.forward, policy=self.policy, costs=CostCurve.flat())
 
 
 class TestGuaranteedNoEvict(PagedConformance):
@@ -45,6 +47,18 @@ class TestGuaranteedNoEvict(PagedConformance):
 
 class TestMaxUtilization(PagedConformance):
     policy: Literal["max_utilization"] = "max_utilization"
+
+
+class TestDynamicLookahead(TestGuaranteedNoEvict):
+    limits = ExecutorLimits(lookahead=LookaheadConfig(8, 1, 1), enable_b10_lookahead=True)
+
+
+class TestLookaheadWindow(TestGuaranteedNoEvict):
+    limits = ExecutorLimits(lookahead=LookaheadConfig(5, 4, 3))
+
+
+class TestDynamicLookaheadBesideAWindow(TestMaxUtilization):
+    limits = ExecutorLimits(lookahead=LookaheadConfig(3, 3, 2), enable_b10_lookahead=True)
 
 
 class TestCompiledModel(ExecutorConformance):

@@ -9,11 +9,48 @@ import pytest
 from briton.config import load_environment
 from briton.errors import BuildError
 from briton.local.loader import GENERATION_CONFIG, default_sampling, load_local_executor
-from briton.local.settings import LocalSettings
-from briton.types import SamplingParams
+from briton.local.settings import KVCacheDtype, LocalSettings
+from briton.types import LookaheadConfig, SamplingParams
 from briton_engine_builder import build_engine
 from tests.conftest import TinyLlama
 from tests.engine_builder.engines import config_for
+from tests.request_runner import RequestRunner
+
+
+@pytest.fixture(scope="module")
+def engine_dir(tiny_llama: TinyLlama, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("loader")
+    config = config_for(tiny_llama(folder), folder, precision="f32")
+    return build_engine(config, load_environment({"BRITON_CACHE_DIR": str(folder / "cache")}), progress=False)
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["f32", "u8"])
+def test_an_engine_that_speculates(
+    engine_dir: Path, kv_cache_dtype: KVCacheDtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says so, with its sizes; and that a u8 cache makes a difference."""
+    settings = LocalSettings(
+        max_batch_size=2,
+        max_num_tokens=32,
+        max_queue_size=1,
+        max_seq_len=64,
+        kv_cache_tokens=128,
+        kv_cache_dtype=kv_cache_dtype,
+        lookahead=LookaheadConfig(8, 1, 1),
+        enable_b10_lookahead=True,
+        max_draft_tokens=7,
+    )
+    executor = load_local_executor(engine_dir, settings, "tiny")
+    info = executor.info
+    assert (info.lookahead, info.enable_b10_lookahead, info.max_draft_tokens) == (LookaheadConfig(8, 1, 1), True, 7)
+    runner = RequestRunner(executor)
+    prompt = (5, 6, 7, 8) * 6
+    result = runner.run(prompt, max_tokens=24, logit_bias={9: 100.0}, ignore_eos=True)
+    assert result.tokens() == (9,) * 24
+    assert result.final.speculation is not None
+    assert result.final.speculation.num_accepted_tokens > 0, "nothing is easier to guess"
+    executor.shutdown()
+    assert ("u8 KV cache" in caplog.text) is (kv_cache_dtype == "u8")
 
 
 def test_what_the_checkpoint_recommends(tmp_path: Path) -> None:
