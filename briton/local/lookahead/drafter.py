@@ -47,7 +47,7 @@ class Drafter:
         self._max_draft_tokens = max_draft_tokens
         self._config = config
         self._index = NgramIndex() if use_index else None
-        self._pool = NgramPool(config) if config.window_size * (config.ngram_size - 1) > 1 else None
+        self._pool = NgramPool(config) if config.has_window else None
         self._window: LookaheadWindow | None = None  # made when the prompt is known
         self._index_rates = AcceptanceRates(rates.index)
         self._pool_rates = AcceptanceRates(rates.pool)
