@@ -24,10 +24,12 @@ class PagedModel:
         self._cache = np.full((num_blocks, block_size), -1, np.int64)
         self._block_size = block_size
         self.num_tokens_seen: list[int] = []
+        self.largest_position = 0
 
     def forward(self, inputs: StepInputs) -> NDArray[np.float32]:
         rows = []
         self.num_tokens_seen.append(len(inputs.token_ids))
+        self.largest_position = max(self.largest_position, int(inputs.position_ids.max()))
         for i, past in enumerate(inputs.past_lens):
             begin, end = inputs.subsequence_begins[i : i + 2]
             table = inputs.block_indices[inputs.block_indices_begins[i] : inputs.block_indices_begins[i + 1]]
