@@ -33,7 +33,8 @@ class Speculator:
             num_due = sum(entry.samples for entry in plan)
             room = self._info.max_num_tokens - num_tokens
             chosen = choose(self._costs, num_tokens, num_due, proposals, room, self._shape)
-        size = self._costs.padded(num_tokens + sum(len(draft or ()) for draft in chosen))
+        size = num_tokens + sum(len(draft or ()) for draft in chosen)
+        size = self._costs.padded(size) if size > num_tokens else size
         if size not in self._costs.fixed_sizes:
             self._shape = size
         return chosen if any(chosen) else None
@@ -67,5 +68,6 @@ class Speculator:
             limit,
             self._rates,
             use_index=self._info.enable_b10_lookahead,
+            vocab_size=self._info.vocab_size,
             prediction=request.prediction_token_ids,
         )
