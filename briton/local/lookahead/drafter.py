@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
-from briton.guidance.guide import Guide
 from briton.local.lookahead.acceptance import AcceptanceRates
 from briton.local.lookahead.draft import Draft
-from briton.local.lookahead.guided import guided_draft
+from briton.local.lookahead.guided import GuidedDrafter, Habits
 from briton.local.lookahead.ngram import NgramIndex
 from briton.local.lookahead.policy import Proposal, WindowWorth
 from briton.local.lookahead.pool import NgramPool
@@ -28,6 +27,7 @@ class EngineRates:
         self.index = AcceptanceRates()  # by the length of the match
         self.pool = AcceptanceRates()  # by depth in the n-gram
         self.window_worth = WindowWorth()
+        self.habits = Habits()
 
 
 class Drafter:
@@ -40,6 +40,7 @@ class Drafter:
         rates: EngineRates,
         *,
         use_index: bool,
+        vocab_size: int,
         prediction: Seq[int] = (),
     ) -> None:
         """`use_index`: draft what followed the longest matching suffix; else the window alone. `prediction`: what the
@@ -52,6 +53,7 @@ class Drafter:
         self._index_rates = AcceptanceRates(rates.index)
         self._pool_rates = AcceptanceRates(rates.pool)
         self._window_worth = rates.window_worth
+        self._guided = GuidedDrafter(vocab_size, rates.habits)
         self._num_learned = 0  # tokens of the sequence that index and pool know
         self._chain: list[int] = []  # last proposed: by index and guide,
         self._branches: list[list[int]] = []  # and by the pool
@@ -75,7 +77,7 @@ class Drafter:
         limit = min(self._max_draft_tokens, sequence.max_num_tokens - sequence.num_tokens - 1)
         if limit < 1 or self._num_learned < sequence.num_tokens:
             return None
-        self._chain, gains = self._continue(sequence.guide, limit)
+        self._chain, gains = self._continue(sequence, limit)
         if self._pool is None:
             if not self._chain:
                 return None
@@ -103,6 +105,8 @@ class Drafter:
             return  # still learning the prompt: it will come to these tokens
         if self._index is not None:
             self._observe_index(tokens)
+        if sequence.guide is not None:
+            self._guided.observe(tokens)
         if self._pool is not None:
             self._observe_pool(tokens)
             self._pool.seed(tokens)
@@ -116,10 +120,12 @@ class Drafter:
                 self._window_worth.observe_idle()
         self._num_learned += len(tokens)
 
-    def _continue(self, guide: Guide | None, limit: int) -> tuple[list[int], list[float]]:
+    def _continue(self, sequence: Sequence, limit: int) -> tuple[list[int], list[float]]:
         """The likeliest continuation of the text, and the probability that each of its tokens is accepted."""
-        if guide is not None:
-            return guided_draft(guide, self._index, limit, self._index_rates)
+        if sequence.guide is not None:
+            return self._guided.propose(
+                sequence.guide, sequence.num_output_tokens, self._index, limit, self._index_rates
+            )
         if self._index is None:
             return [], []
         found = self._index.propose(limit)
@@ -130,7 +136,7 @@ class Drafter:
         found = self._pool.following(sequence.token_ids[-1], self._config.verification_set_size)
         branches = [list(ngram[:limit]) for ngram in found]
         if sequence.guide is not None:
-            branches = [branch[: _num_valid(sequence.guide, branch)] for branch in branches]
+            branches = [branch[: self._guided.num_valid(branch)] for branch in branches]
         return [branch for branch in branches if branch]
 
     def _trie_gains(self, draft: Draft, chain_gains: list[float]) -> list[float]:
@@ -168,13 +174,4 @@ def _num_common(a: Seq[int], b: Seq[int]) -> int:
     n = 0
     while n < min(len(a), len(b)) and a[n] == b[n]:
         n += 1
-    return n
-
-
-def _num_valid(guide: Guide, token_ids: Seq[int]) -> int:
-    """How many of these tokens the guide would take."""
-    n = 0
-    while n < len(token_ids) and guide.advance(token_ids[n : n + 1]):
-        n += 1
-    guide.rollback(n)
     return n
