@@ -27,7 +27,8 @@ class EngineRates:
         self.index = AcceptanceRates()  # by the length of the match
         self.pool = AcceptanceRates()  # by depth in the n-gram
         self.window_worth = WindowWorth()
-        self.habits = Habits()
+        self.habits = Habits()  # under guides
+        self.guided = AcceptanceRates()  # the index's under guides, where they allowed what it said
 
 
 class Drafter:
@@ -53,7 +54,7 @@ class Drafter:
         self._index_rates = AcceptanceRates(rates.index)
         self._pool_rates = AcceptanceRates(rates.pool)
         self._window_worth = rates.window_worth
-        self._guided = GuidedDrafter(vocab_size, rates.habits)
+        self._guided = GuidedDrafter(vocab_size, rates.habits, rates.guided)
         self._num_learned = 0  # tokens of the sequence that index and pool know
         self._chain: list[int] = []  # last proposed: by index and guide,
         self._branches: list[list[int]] = []  # and by the pool
@@ -123,9 +124,7 @@ class Drafter:
     def _continue(self, sequence: Sequence, limit: int) -> tuple[list[int], list[float]]:
         """The likeliest continuation of the text, and the probability that each of its tokens is accepted."""
         if sequence.guide is not None:
-            return self._guided.propose(
-                sequence.guide, sequence.num_output_tokens, self._index, limit, self._index_rates
-            )
+            return self._guided.propose(sequence.guide, sequence.num_output_tokens, self._index, limit)
         if self._index is None:
             return [], []
         found = self._index.propose(limit)

@@ -82,29 +82,32 @@ class GuidedDrafter:
     guide, the output may never come.
     """
 
-    def __init__(self, vocab_size: int, prior: Habits) -> None:
-        """`vocab_size`: the width of a logits row."""
-        self._habits = Habits(prior)
+    def __init__(self, vocab_size: int, habits: Habits, rates: AcceptanceRates) -> None:
+        """`vocab_size`: the width of a logits row. `habits` and `rates` of continuations that were allowed: the
+        engine's."""
+        self._habits = Habits(habits)
+        self._rates = AcceptanceRates(rates)
         self._row = np.zeros((vocab_size + 31) // 32, np.int32)
         self._scout: Guide | None = None  # a copy of the guide, after
         self._num_tokens = 0  # tokens of output,
         self._num_free = 0  # the last of which were free text
         self._chain: list[int] = []  # last proposed,
-        self._places: list[int] = []  # where, and the place after it if that is known
+        self._places: list[int] = []  # where, and the place after it if that is known,
+        self._guesses: list[tuple[int, int] | None] = []  # and what the index said there: length of the match, token
 
     def propose(
-        self, guide: Guide, num_tokens: int, index: NgramIndex | None, limit: int, rates: AcceptanceRates
+        self, guide: Guide, num_tokens: int, index: NgramIndex | None, limit: int
     ) -> tuple[list[int], list[float]]:
         """At most `limit` tokens that the guide allows one after another, and the probability that each is accepted.
 
-        The guide was told `num_tokens` of output. `index` knows the same text, `rates` how often it is right. No tokens
-        where the guide has failed or ended.
+        The guide was told `num_tokens` of output, the index the same. No tokens where the guide has failed or ended.
         """
         if self._scout is None or self._num_tokens != num_tokens:
             self._scout, self._num_tokens, self._num_free = guide.copy(), num_tokens, 0
         scout, num_free = self._scout, self._num_free
         chain: list[int] = []
         places: list[int] = []
+        guesses: list[tuple[int, int] | None] = []
         gains: list[float] = []
         gain = 1.0
         ahead: list[int] = []  # what the index says comes next, reversed
@@ -116,11 +119,13 @@ class GuidedDrafter:
                     break
                 chain += forced
                 places += [_FORCED] * len(forced)
+                guesses += [None] * len(forced)
                 gains += [gain] * len(forced)
                 ahead, num_free = [], 0
                 continue
             place = self._place(scout)
             places.append(place)
+            guesses.append(None)
             if place == _DEAD or len(chain) == limit:
                 break
             token_id, chance = (-1, 0.0) if place == _FREE else self._habits.usual(place)
@@ -129,7 +134,9 @@ class GuidedDrafter:
                 ahead, match_length = found.token_ids[::-1], found.match_length
             if ahead and self._holds(ahead[-1]):
                 # Before free text there is form: a match of form says little of what the text will be.
-                rate = rates.rate(min(match_length, num_free) if place == _FREE else match_length)
+                agreed = min(match_length, num_free) if place == _FREE else match_length
+                guesses[-1] = agreed, ahead[-1]
+                rate = self._rates.rate(agreed)
                 if rate > chance:
                     token_id, chance = ahead[-1], rate
             gain *= chance
@@ -141,7 +148,7 @@ class GuidedDrafter:
             match_length += 1
             if ahead and ahead.pop() != token_id:
                 ahead = []
-        self._chain, self._places = chain, places
+        self._chain, self._places, self._guesses = chain, places, guesses
         if places and places[-1] == _DEAD:
             self._scout = None
         else:
@@ -151,17 +158,18 @@ class GuidedDrafter:
     def observe(self, token_ids: Seq[int]) -> None:
         """The sequence got these tokens since the last proposal."""
         known = 0
-        while known < min(len(token_ids), len(self._places)):
-            if self._places[known] >= 0:
-                self._habits.observe(self._places[known], token_ids[known])
+        for token_id, place, guess in zip(token_ids, self._places, self._guesses, strict=False):
             known += 1
-            if known <= len(self._chain) and self._chain[known - 1] != token_ids[known - 1]:
-                break  # the other places are on another path
-        for place in self._places[:known]:
             self._num_free = self._num_free + 1 if place == _FREE else 0
+            if place >= 0:
+                self._habits.observe(place, token_id)
+            if guess is not None:
+                self._rates.observe(guess[0], guess[1] == token_id)
+            if known <= len(self._chain) and self._chain[known - 1] != token_id:
+                break  # the other places are on another path
         if known < len(token_ids):
             self._num_free = 0
-        self._chain, self._places = [], []
+        self._chain, self._places, self._guesses = [], [], []
         self._num_tokens += len(token_ids)
         if self._scout is not None and not self._scout.advance(token_ids):
             self._scout = None
