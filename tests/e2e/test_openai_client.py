@@ -88,7 +88,7 @@ def test_a_schema_holds_at_high_temperature(client: openai.OpenAI, seed: int) ->
 def test_json_object(client: openai.OpenAI) -> None:
     reply = client.chat.completions.create(
         model=MODEL,
-        messages=[{"role": "user", "content": 'Answer with a JSON object {"city": ...}: the capital of France.'}],
+        messages=[{"role": "user", "content": 'Repeat this JSON object, and nothing else: {"city": "Paris"}'}],
         response_format={"type": "json_object"},
         temperature=0,
         max_tokens=200,
@@ -163,6 +163,47 @@ def test_the_second_call_finds_its_prompt_in_the_cache(client: openai.OpenAI) ->
     assert (
         second.usage.prompt_tokens - 32 <= second.usage.prompt_tokens_details.cached_tokens < second.usage.prompt_tokens
     )
+
+
+def test_what_is_repeated_comes_several_tokens_a_step(serving: Serving, client: openai.OpenAI) -> None:
+    """The text is in the prompt and predicted; a request may turn lookahead off, and may not ask for more of it."""
+    text = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs."
+    options: dict[str, Any] = {
+        "model": MODEL,
+        "prompt": f"{text}\n{text}\n{text}\nThe quick",
+        "max_tokens": 40,
+        "temperature": 0,
+    }
+    sizes = {"window_size": 1, "ngram_size": 1, "verification_set_size": 0}
+    usages = []
+    for extra in ({}, {"lookahead_decoding_config": sizes}):
+        reply = client.completions.create(**options, extra_body=extra)
+        assert "brown fox jumps over the lazy dog" in reply.choices[0].text
+        assert reply.usage is not None
+        assert reply.usage.completion_tokens_details is not None
+        usages.append(reply.usage)
+    repeated, off = (usage.completion_tokens_details for usage in usages)
+    assert (repeated.accepted_prediction_tokens or 0) >= 10
+    assert (off.accepted_prediction_tokens, off.rejected_prediction_tokens) == (0, 0)
+    assert usages[0].model_dump()["tokens_per_step"] > 1.3
+    assert usages[1].model_dump()["tokens_per_step"] == 1
+    with pytest.raises(openai.BadRequestError, match=r"lookahead_decoding_config\.ngram_size must be between 1 and 1"):
+        client.completions.create(**options, extra_body={"lookahead_decoding_config": {**sizes, "ngram_size": 2}})
+    assert re.search(r"^briton_engine_accepted_tokens_total [1-9]", serving.get("/metrics")[1], re.MULTILINE)
+
+
+def test_a_prediction(client: openai.OpenAI) -> None:
+    code = "def area(width, height):\n    return width * height\n"
+    reply = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": f"Repeat this function, with type hints:\n\n{code}"}],
+        prediction={"type": "content", "content": [{"type": "text", "text": code}]},
+        temperature=0,
+        max_tokens=60,
+    )
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens_details is not None
+    assert (reply.usage.completion_tokens_details.accepted_prediction_tokens or 0) > 0
 
 
 def test_metrics_and_health(serving: Serving, client: openai.OpenAI) -> None:
