@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from briton.types import LookaheadConfig
 
-MAX_KEYS = 4096  # first tokens known at once; with n-grams of 5 and 5 of each, some 4 MB
+MAX_KEYS = 4096  # first tokens known at once; with five 5-grams of each, some 2 MB
 
 
 class NgramPool:
