@@ -39,6 +39,17 @@ async def test_usage_of_several_sequences_is_their_sum() -> None:
         assert usage.speculation.num_accepted_tokens == 3 * 6
 
 
+async def test_usage_after_a_stop_string(tokenizer: Tokenizer) -> None:
+    """The request is cancelled then, and tells what it did all the same."""
+    script = list(b"abcdefgh" * 200)
+    executor = FakeExecutor(SPECULATING_INFO, script=lambda _, __: script, tokens_per_step=4, step_s=0.01)
+    async with run_fake_engine(executor, tokenizer=tokenizer) as running:
+        usage = (await responses(running.stub, ask([1], stop=["ef"], sampling={"max_tokens": 1600})))[-1].usage
+    assert usage.completion_tokens == 6, "not the tokens accepted beyond it"
+    assert 2 <= usage.speculation.num_steps < 100
+    assert usage.speculation.num_accepted_tokens == 3 * usage.speculation.num_steps
+
+
 async def test_a_request_may_turn_it_off_or_down() -> None:
     executor = FakeExecutor(SPECULATING_INFO, tokens_per_step=2)
     async with run_fake_engine(executor) as running:

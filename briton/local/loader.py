@@ -74,6 +74,7 @@ def load_local_executor(directory: Path, settings: LocalSettings, model_name: st
     costs = None
     if info.lookahead is not None:
         costs = runner.measure_costs()
+        logger.info("lookahead decoding, up to %d draft tokens a sequence; %s", info.max_draft_tokens, costs)
         if runner.kv_cache_dtype == "u8":
             logger.warning(
                 "rejected drafts leave a trace in a u8 KV cache: with lookahead decoding output is only nearly the same"
