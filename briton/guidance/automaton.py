@@ -12,7 +12,8 @@ from typing_extensions import Self
 from briton.guidance.vocabulary import Vocabulary
 
 DEAD = 0  # the state of whatever cannot match any more
-MAX_FORCED_BYTES = 512
+_MAX_FORCED_TOKENS = 64
+_FORCED_CONTEXT = 64  # bytes of forced text that the choice of its first token is made from
 
 
 class AutomatonArrays(NamedTuple):
@@ -59,6 +60,7 @@ class Automaton:
         self._num_classes = arrays.next_state.shape[1]
         self._next_state = np.ascontiguousarray(arrays.next_state).reshape(-1).data
         self._lives = arrays.lives
+        self._forced_token: dict[int, int | None] = {}  # of the states asked for
         self._is_terminal = bytes(
             accepts and not following.any()
             for accepts, following in zip(arrays.accepts, arrays.next_state, strict=True)
@@ -83,31 +85,41 @@ class Automaton:
         return bool(self._is_terminal[state])
 
     def forced_tokens(self, state: int) -> list[int]:
-        """Canonical tokens of the bytes that must follow, without those that a longer token could replace."""
+        """The tokens of `forced_token`, one after another, some 64 at most."""
+        token_ids: list[int] = []
+        while len(token_ids) < _MAX_FORCED_TOKENS and (token_id := self.forced_token(state)) is not None:
+            token_ids.append(token_id)
+            state = self.step(state, token_id)
+        return token_ids
+
+    def forced_token(self, state: int) -> int | None:
+        """The first canonical token of the bytes that must follow; None where there is a choice of bytes, or where the
+        token could be longer than they are."""
+        if self._forced_byte[state] < 0:
+            return None
+        if state not in self._forced_token:
+            self._forced_token[state] = self._find_forced_token(state)
+        return self._forced_token[state]
+
+    def _find_forced_token(self, state: int) -> int | None:
         forced = bytearray()
         at = state
-        while (byte := self._forced_byte[at]) >= 0 and len(forced) < MAX_FORCED_BYTES:
+        while (byte := self._forced_byte[at]) >= 0 and len(forced) < _FORCED_CONTEXT:
             forced.append(byte)
             at = self._next_state[at * self._num_classes + self._byte_class[byte]]
-        if not forced:
-            return []
         open_ended = not self.is_terminal(at)
-        text = forced.decode("utf-8", errors="ignore")  # a cut character at the end is left to the mask
-        remaining = len(forced)
-        token_ids: list[int] = []
-        for token_id in self.vocabulary.tokenize(text):
-            if open_ended and self.longest_token[self.row_of_state[state]] > remaining:
-                break
-            state = self.step(state, token_id)
-            if state == DEAD:
-                break
-            remaining -= len(self.vocabulary.token_bytes[token_id] or b"")
-            token_ids.append(token_id)
-        return token_ids
+        if open_ended and self.longest_token[self.row_of_state[state]] > len(forced):
+            return None
+        token_ids = self.vocabulary.tokenize(forced.decode("utf-8", errors="ignore"))
+        return token_ids[0] if token_ids and self.step(state, token_ids[0]) != DEAD else None
 
 
 class AutomatonGuide:
-    """A Guide over an Automaton: a state after each consumed token, so that rolling back is cutting a list."""
+    """A Guide over an Automaton: a state after each consumed token, so that rolling back is cutting a list.
+
+    As with llguidance, where bytes are forced the mask holds their canonical token alone, while `advance` takes
+    whatever spells them.
+    """
 
     def __init__(self, automaton: Automaton, path: list[int] | None = None) -> None:
         self._automaton = automaton
@@ -115,7 +127,12 @@ class AutomatonGuide:
 
     def fill_bitmask(self, row: NDArray[np.int32]) -> None:
         """Write the mask of the next token into `row`."""
-        row[:] = self._automaton.rows[self._automaton.row_of_state[self._path[-1]]]
+        forced = self._automaton.forced_token(self._path[-1])
+        if forced is None:
+            row[:] = self._automaton.rows[self._automaton.row_of_state[self._path[-1]]]
+        else:
+            row[:] = 0
+            row.view(np.uint32)[forced >> 5] = 1 << (forced & 31)
 
     def advance(self, token_ids: Sequence[int]) -> bool:
         """Consume tokens, or none of them when one is not allowed."""

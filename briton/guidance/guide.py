@@ -48,7 +48,11 @@ class Guide(Protocol):
         ...
 
     def forced_tokens(self) -> list[int]:
-        """Tokens that must come next, in canonical tokenization; empty where there is a choice."""
+        """Tokens that must come next, in canonical tokenization; empty where there is a choice.
+
+        Before each of them the mask holds it alone. The end is none of them: where nothing else may follow,
+        `is_terminated` says so.
+        """
         ...
 
     def copy(self) -> Self:

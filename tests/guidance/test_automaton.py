@@ -73,7 +73,12 @@ async def test_the_mask_is_what_advance_takes(compiler, vocabulary, pattern):
     rng = random.Random(1)
     for _ in range(6):
         allowed = vocabulary.allowed(guide)
-        assert allowed == [t for t in range(vocabulary.vocab_size) if guide.copy().advance([t])]
+        taken = [t for t in range(vocabulary.vocab_size) if guide.copy().advance([t])]
+        if forced := guide.forced_tokens():
+            assert allowed == forced[:1]
+            assert set(allowed) <= set(taken)
+        else:
+            assert allowed == taken
         guide.advance([rng.choice(allowed)])
 
 
