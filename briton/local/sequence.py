@@ -32,6 +32,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     penalties: PenaltyState | None = None  # the sampler's
     drafter: Drafter | None = None  # the speculator's
+    may_draft: bool = True
     held_token_ids: list[int] = field(default_factory=list)  # of a request that does not stream
     held_logprobs: list[TokenLogprob] = field(default_factory=list)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from briton.local.lookahead.costs import CostCurve
 from briton.local.lookahead.draft import Draft
 from briton.local.lookahead.drafter import Drafter, EngineRates
@@ -11,6 +13,8 @@ from briton.local.sampler import StepLogits
 from briton.local.sequence import Sequence
 from briton.local.verification import Verified
 from briton.types import ModelInfo
+
+logger = logging.getLogger(__name__)
 
 
 class Speculator:
@@ -41,18 +45,34 @@ class Speculator:
 
     def update(self, entry: ScheduledSequence, verified: Verified, logits: StepLogits, row: int) -> None:
         """Learn from a step: `row` is the first of the entry's rows in `logits`."""
-        drafter = entry.sequence.drafter
-        if drafter is not None:
-            drafter.update(entry.sequence, entry.draft, verified, logits, row)
+        sequence = entry.sequence
+        if sequence.drafter is None:
+            return
+        try:
+            sequence.drafter.update(sequence, entry.draft, verified, logits, row)
+        except Exception:
+            self._give_up(sequence)
 
     def _propose(self, entry: ScheduledSequence) -> Proposal | None:
         sequence = entry.sequence
-        if sequence.drafter is None:
-            sequence.drafter = self._new_drafter(sequence)
-        if sequence.drafter is None:
+        if not sequence.may_draft:
             return None
-        sequence.drafter.learn(sequence, sequence.num_computed_tokens + entry.num_new_tokens)
-        return sequence.drafter.propose(sequence, self._info.max_seq_len) if entry.samples else None
+        try:
+            if sequence.drafter is None:
+                sequence.drafter = self._new_drafter(sequence)
+            if sequence.drafter is None:
+                sequence.may_draft = False
+                return None
+            sequence.drafter.learn(sequence, sequence.num_computed_tokens + entry.num_new_tokens)
+            return sequence.drafter.propose(sequence, self._info.max_seq_len) if entry.samples else None
+        except Exception:
+            self._give_up(sequence)
+            return None
+
+    def _give_up(self, sequence: Sequence) -> None:
+        """Drafts are a convenience: what breaks them, such as a guide that cannot be copied, breaks no request."""
+        logger.exception("request %d goes on without drafts", sequence.request.request.request_id)
+        sequence.drafter, sequence.may_draft = None, False
 
     def _new_drafter(self, sequence: Sequence) -> Drafter | None:
         """None where the request has turned lookahead off."""

@@ -129,6 +129,21 @@ def test_tokens_before_an_error_in_the_same_step_are_sent() -> None:
     assert speculation(chunks).num_steps < 4, "forced tokens were not drafted"
 
 
+def test_a_drafter_that_breaks_breaks_no_request(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(ScriptedGuide):
+        def forced_tokens(self) -> list[int]:
+            raise OSError("the grammar is gone")
+
+    executor = start()
+    guide = Broken([range(64)] * 40, [EOS])
+    sampling = replace(GREEDY, max_tokens=8)
+    chunks = run(executor, GenerationRequest(0, PROMPT, sampling, guide), GenerationRequest(1, PROMPT, sampling))
+    executor.shutdown()
+    assert tokens(chunks, 0) == tokens(chunks, 1) == RIGHT[:8]
+    assert caplog.text.count("request 0 goes on without drafts") == 1
+    assert "the grammar is gone" in caplog.text
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_stop_token_inside_an_accepted_draft_ends_there(stream: bool) -> None:
     stop = RIGHT[6]
