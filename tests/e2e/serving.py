@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import grpc
 
@@ -16,7 +17,14 @@ from tests.processes import free_port, is_running, wait_until
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "smollm2-135m-instruct" / "config.yaml"
 MODEL = "smollm2-135m-instruct"
+LOOKAHEAD_OFF = {"window_size": 1, "ngram_size": 1, "verification_set_size": 0}
 START_TIMEOUT_S = 240.0  # with a download and a build
+
+
+def alike() -> dict[str, object]:
+    """Fields of a request that is to be computed just as another is: in bf16 a prompt found in the cache, or a token
+    that was guessed, is rounded otherwise."""
+    return {"cache_salt": uuid4().hex, "lookahead_decoding_config": LOOKAHEAD_OFF}
 
 
 class Serving:

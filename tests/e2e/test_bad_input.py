@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.conftest import Start, strict_client
 from tests.e2e.serving import EXAMPLE, MODEL, Serving
-from tests.e2e.test_lifecycle import LONG, is_idle
+from tests.e2e.test_lifecycle import LONG, is_idle, long_alike
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.slow
@@ -81,8 +81,8 @@ def test_a_bad_prompt(serving: Serving, prompt: object) -> None:
 
 
 def test_bad_input_leaves_a_running_request_alone(serving: Serving, client: openai.OpenAI) -> None:
-    alone = client.chat.completions.create(**LONG, max_tokens=300).choices[0].message.content
-    stream = client.chat.completions.create(**LONG, max_tokens=300, stream=True)
+    alone = client.chat.completions.create(**long_alike(), max_tokens=300).choices[0].message.content
+    stream = client.chat.completions.create(**long_alike(), max_tokens=300, stream=True)
     text = next(stream).choices[0].delta.content or ""
     for fields, _ in BAD_CHATS:
         status, body = post(serving, "/v1/chat/completions", json.dumps({"model": MODEL, "messages": HELLO, **fields}))

@@ -12,7 +12,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel, Field
 
-from tests.e2e.serving import MODEL, Serving
+from tests.e2e.serving import LOOKAHEAD_OFF, MODEL, Serving, alike
 
 pytestmark = pytest.mark.slow
 
@@ -49,8 +49,9 @@ def test_chat(client: openai.OpenAI) -> None:
 
 def test_a_streamed_chat_has_the_same_text(client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"model": MODEL, "messages": GRAVITY, "temperature": 0, "max_tokens": 200}
-    whole = client.chat.completions.create(**options)
-    chunks = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
+    whole = client.chat.completions.create(**options, extra_body=alike())
+    options |= {"stream": True, "stream_options": {"include_usage": True}}
+    chunks = list(client.chat.completions.create(**options, extra_body=alike()))
     choices = [chunk.choices[0] for chunk in chunks if chunk.choices]
     assert choices[0].delta.role == "assistant"
     assert all(choice.delta.role is None for choice in choices[1:])
@@ -108,23 +109,23 @@ def test_guided_regex_and_choice(client: openai.OpenAI) -> None:
 
 def test_completions(serving: Serving, client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"model": MODEL, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
-    whole = client.completions.create(**options)
+    whole = client.completions.create(**options, extra_body=alike())
     assert "Paris" in whole.choices[0].text
     assert whole.choices[0].finish_reason == "length"
     assert whole.usage is not None
     assert whole.usage.completion_tokens == 8
     # Not strict: the client's type has no null finish_reason, which OpenAI itself sends in all chunks but the last.
     with openai.OpenAI(base_url=serving.url, api_key="none") as lenient:
-        chunks = list(lenient.completions.create(**options, stream=True))
+        chunks = list(lenient.completions.create(**options, stream=True, extra_body=alike()))
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
     assert chunks[-1].choices[0].finish_reason == "length"
 
 
 def test_a_stop_string_ends_the_text_and_does_not_leak(client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"model": MODEL, "messages": GRAVITY, "temperature": 0, "max_tokens": 200}
-    whole = client.chat.completions.create(**options).choices[0].message.content or ""
+    whole = client.chat.completions.create(**options, extra_body=alike()).choices[0].message.content or ""
     stop = whole[whole.index(".") - 4 : whole.index(".")]
-    stream = client.chat.completions.create(**options, stop=[stop], stream=True)
+    stream = client.chat.completions.create(**options, stop=[stop], stream=True, extra_body=alike())
     choices = [chunk.choices[0] for chunk in stream]
     assert "".join(choice.delta.content or "" for choice in choices) == whole[: whole.index(stop)]
     assert choices[-1].finish_reason == "stop"
@@ -132,7 +133,7 @@ def test_a_stop_string_ends_the_text_and_does_not_leak(client: openai.OpenAI) ->
 
 def test_several_choices_and_a_seed(client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"model": MODEL, "messages": GRAVITY, "temperature": 1, "max_tokens": 16, "n": 3}
-    first, second = (client.chat.completions.create(**options, seed=11) for _ in range(2))
+    first, second = (client.chat.completions.create(**options, seed=11, extra_body=alike()) for _ in range(2))
     texts = [choice.message.content for choice in first.choices]
     assert [choice.index for choice in first.choices] == [0, 1, 2]
     assert len(set(texts)) > 1
@@ -174,9 +175,8 @@ def test_what_is_repeated_comes_several_tokens_a_step(serving: Serving, client: 
         "max_tokens": 40,
         "temperature": 0,
     }
-    sizes = {"window_size": 1, "ngram_size": 1, "verification_set_size": 0}
     usages = []
-    for extra in ({}, {"lookahead_decoding_config": sizes}):
+    for extra in ({}, {"lookahead_decoding_config": LOOKAHEAD_OFF}):
         reply = client.completions.create(**options, extra_body=extra)
         assert "brown fox jumps over the lazy dog" in reply.choices[0].text
         assert reply.usage is not None
@@ -188,7 +188,9 @@ def test_what_is_repeated_comes_several_tokens_a_step(serving: Serving, client: 
     assert usages[0].model_dump()["tokens_per_step"] > 1.3
     assert usages[1].model_dump()["tokens_per_step"] == 1
     with pytest.raises(openai.BadRequestError, match=r"lookahead_decoding_config\.ngram_size must be between 1 and 1"):
-        client.completions.create(**options, extra_body={"lookahead_decoding_config": {**sizes, "ngram_size": 2}})
+        client.completions.create(
+            **options, extra_body={"lookahead_decoding_config": {**LOOKAHEAD_OFF, "ngram_size": 2}}
+        )
     assert re.search(r"^briton_engine_accepted_tokens_total [1-9]", serving.get("/metrics")[1], re.MULTILINE)
 
 
