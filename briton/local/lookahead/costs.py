@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple
+
+from briton.local.padding import FIXED_SIZES
 
 _REPEATS = 3
 LONG_CONTEXT = 1024  # tokens, at which a step is timed again
@@ -23,15 +27,25 @@ class CostPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class CostCurve:
-    """Points ascending in tokens and not descending in seconds."""
+    """Points ascending in tokens and not descending in seconds. Raises ValueError for others.
+
+    Between points it is linear, below the first as the first. Beyond the last it goes on as between the last and the
+    point at half its tokens: a slope that no noise in one point makes steep or flat.
+    """
 
     points: tuple[CostPoint, ...]
     fixed_sizes: tuple[int, ...] = ()  # with a graph of their own: free to come and go
     switch_seconds: float = 0.0  # when another number of tokens than last time is computed in the graph of any size
-    sizes: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sizes", tuple(point.num_tokens for point in self.points))
+        if not self.points:
+            raise ValueError("a cost curve has a point at least")
+        for one, next_ in pairwise(self.points):
+            if one.num_tokens >= next_.num_tokens or any(a > b for a, b in zip(one[1:], next_[1:], strict=True)):
+                raise ValueError(f"{next_} cannot follow {one}: more tokens do not cost less")
+        num_tokens, seconds, seconds_per_context_token = self.points[0]
+        if num_tokens < 1 or seconds <= 0 or seconds_per_context_token < 0:
+            raise ValueError(f"tokens and seconds of a step are positive, not {self.points[0]}")
 
     @classmethod
     def flat(cls, sizes: Sequence[int] = (1, 8, 16, 32, 64, 128)) -> CostCurve:
@@ -51,8 +65,8 @@ class CostCurve:
     ) -> CostCurve:
         """The curve through medians of `time_step(num_tokens, num_context_tokens)`, in seconds, at ascending `sizes`.
 
-        Of a slow machine only as many sizes as `max_seconds` allow, two at least. A step that seems to cost more than a
-        larger one was disturbed: it costs what the larger one does.
+        Of a slow machine only as many sizes as `max_seconds` allow, two at least. What disturbs a step makes it slower,
+        never faster: where it seems to cost more than a larger one, it costs what the larger one does.
         """
         deadline = time.monotonic() + max_seconds
         short: list[float] = []
@@ -62,26 +76,46 @@ class CostCurve:
                 break
             short.append(_median(time_step, size, 0))
             long.append(_median(time_step, size, long_context))
-        for seconds in (short, long):
-            for i in reversed(range(len(seconds) - 1)):
-                seconds[i] = min(seconds[i], seconds[i + 1])
-        points = tuple(
-            CostPoint(size, a, max(0.0, b - a) / long_context)
-            for size, a, b in zip(sizes, short, long, strict=False)  # sizes that time was left for
-        )
+        short = _lowered(short)
+        rates = _lowered([max(0.0, b - a) / max(1, long_context) for a, b in zip(short, _lowered(long), strict=True)])
+        measured = sizes[: len(short)]
+        points = tuple(CostPoint(*point) for point in zip(measured, short, rates, strict=True))
         return cls(points, tuple(fixed_sizes), switch_seconds)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Ascending."""
+        return tuple(point.num_tokens for point in self.points)
+
+    @cached_property
+    def context_steps(self) -> tuple[float, ...]:
+        """Seconds for each token of context that a sequence's token adds which follows i others in the same step; the
+        last for all further tokens."""
+        rates = [self.context_cost(i) for i in range(1, self.sizes[-1] + 2)]
+        return (rates[0], *(b - a for a, b in pairwise(rates)))
 
     def padded(self, num_tokens: int) -> int:
         """The size that a step with drafts is filled up to."""
         i = bisect_left(self.sizes, num_tokens)
         return self.sizes[i] if i < len(self.sizes) else num_tokens
 
+    def plain_size(self, num_tokens: int) -> int:
+        """The size that a step without drafts is computed as, one token a sequence (see `padding.padded_size`)."""
+        for size in self.fixed_sizes:
+            if num_tokens <= size:
+                return size if num_tokens >= FIXED_SIZES.get(size, size) else num_tokens
+        return num_tokens
+
     def cost(self, num_tokens: int, num_context_tokens: int = 0, num_sequences: int = 1) -> float:
         """Seconds of a step of so many tokens, evenly of `num_sequences` that have `num_context_tokens` together."""
         seconds = self._at(num_tokens, 1)
         if num_context_tokens:
-            seconds += num_context_tokens * self._at(max(1, num_tokens // num_sequences), 2)
+            seconds += num_context_tokens * self.context_cost(max(1, num_tokens // num_sequences))
         return seconds
+
+    def context_cost(self, num_tokens: int) -> float:
+        """Seconds for each token of context of a sequence that computes so many tokens at once."""
+        return self._at(num_tokens, 2)
 
     def as_dict(self) -> dict[str, Any]:
         """For logs and benchmarks."""
@@ -92,14 +126,23 @@ class CostCurve:
         return f"ms of a step by its tokens: {steps}; another size: {self.switch_seconds * 1e3:.1f} more"
 
     def _at(self, num_tokens: int, column: int) -> float:
-        """Between points linear, beyond the last on along the last two, below the first as the first."""
-        if num_tokens <= self.sizes[0] or len(self.points) == 1:
+        sizes = self.sizes
+        if num_tokens <= sizes[0] or len(sizes) == 1:
             return float(self.points[0][column])
-        i = min(bisect_left(self.sizes, num_tokens), len(self.sizes) - 1)
-        (x0, y0), (x1, y1) = ((self.sizes[k], self.points[k][column]) for k in (i - 1, i))
-        return float(y0 + (y1 - y0) * (num_tokens - x0) / (x1 - x0))
+        left, right = len(sizes) - 1, bisect_left(sizes, num_tokens)
+        if right < len(sizes):
+            left = right - 1
+        else:
+            right, left = left, max(0, bisect_right(sizes, sizes[-1] // 2) - 1)
+        x0, y0, x1, y1 = sizes[left], self.points[left][column], sizes[right], self.points[right][column]
+        return float(y1 + (y1 - y0) * (num_tokens - x1) / (x1 - x0))
 
 
 def _median(time_step: Callable[[int, int], float], num_tokens: int, num_context_tokens: int) -> float:
     time_step(num_tokens, num_context_tokens)  # the first of a size prepares it
     return statistics.median(time_step(num_tokens, num_context_tokens) for _ in range(_REPEATS))
+
+
+def _lowered(values: Sequence[float]) -> list[float]:
+    """Each no higher than those after it."""
+    return [min(values[i:]) for i in range(len(values))]
