@@ -9,6 +9,8 @@ import pytest
 from briton.config import load_environment
 from briton.errors import BuildError
 from briton.local.loader import GENERATION_CONFIG, default_sampling, load_local_executor
+from briton.local.lookahead.costs import CostCurve
+from briton.local.model_runner import ModelRunner
 from briton.local.settings import KVCacheDtype, LocalSettings
 from briton.types import LookaheadConfig, SamplingParams
 from briton_engine_builder import build_engine
@@ -26,15 +28,18 @@ def engine_dir(tiny_llama: TinyLlama, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["f32", "u8"])
 def test_an_engine_that_speculates(
-    engine_dir: Path, kv_cache_dtype: KVCacheDtype, caplog: pytest.LogCaptureFixture
+    engine_dir: Path, kv_cache_dtype: KVCacheDtype, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says so, with its sizes; and that a u8 cache makes a difference."""
+    """It says so, with its sizes; and that a u8 cache makes a difference. Drafts are free here: measured on a busy
+    machine, those of so small a model may not pay."""
+    monkeypatch.setattr(ModelRunner, "measure_costs", lambda runner: CostCurve.flat())
     settings = LocalSettings(
         max_batch_size=2,
         max_num_tokens=32,
         max_queue_size=1,
         max_seq_len=64,
         kv_cache_tokens=128,
+        precision="f32",
         kv_cache_dtype=kv_cache_dtype,
         lookahead=LookaheadConfig(8, 1, 1),
         enable_b10_lookahead=True,
