@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from itertools import cycle
 
 from briton.local.lookahead.draft import ROOT, Draft
 from briton.local.lookahead.pool import NgramPool
@@ -25,8 +24,8 @@ from briton.types import LookaheadConfig
 class LookaheadWindow:
     """The window of one sequence, and what it finds into `pool`.
 
-    Invariant, with f levels and `lead` = N-1-f: level 0 guesses the tokens 1, 2, ..., lead+W-1 places after the
-    sequence's last one; level j >= 1 guesses those lead+j, ..., lead+j+W-1 places after it.
+    Invariant, with f levels and `lead` = N-1-f: level 0 follows the sequence's last token by 1, 2, ..., lead+W-1
+    places, level j >= 1 by lead+j, ..., lead+j+W-1.
     """
 
     def __init__(self, config: LookaheadConfig, token_ids: Sequence[int], pool: NgramPool) -> None:
@@ -34,83 +33,65 @@ class LookaheadWindow:
         self._width, self._ngram_size = config.window_size, config.ngram_size
         self._pool = pool
         self._last = token_ids[-1]
-        num_guesses = self._width + self._ngram_size - 3 if self._ngram_size > 1 else 0
-        guesses = random.Random(0).choices(token_ids, k=num_guesses)
-        self._levels = [guesses] if self._ngram_size > 1 else []
-        self._fresh = cycle(tuple(guesses) or (self._last,))  # a copy: level 0 is changed in place
+        self._levels: list[list[int]] = []
+        if self._ngram_size > 1:
+            self._levels.append(random.Random(0).choices(token_ids, k=self._width + self._ngram_size - 3))
 
     @property
     def num_nodes(self) -> int:
         """Draft tokens it takes in the next step: N-2 + (W-1)(N-1) once the levels are filled, fewer before."""
         return sum(len(level) for level in self._levels)
 
+    @property
+    def _lead(self) -> int:
+        """Levels that are missing."""
+        return self._ngram_size - 1 - len(self._levels)
+
     def attach(self, branches: Sequence[Sequence[int]]) -> Draft:
-        """One step's draft: the branches as candidates, then the window. Its rows are its top level, by column, but for
-        a top level 0 (N = 2), whose column 0 is the sequence's own row."""
+        """One step's draft: the branches as candidates, then the window, column 0 first. Its rows are its top level, by
+        column; where level 0 is the top (N = 2), column 0 has no row: it is the sequence's own."""
         candidates = Draft.trie(branches)
+        if not self._levels:
+            return candidates
         token_ids, parents = list(candidates.token_ids), list(candidates.parents)
-        above = [ROOT]  # nodes that the next level's continue, by column
-        for i, level in enumerate(self._levels):
-            nodes = list(range(len(token_ids), len(token_ids) + len(level)))
-            token_ids += level
-            if i == 0:
-                parents += [ROOT, *nodes[:-1]][: len(nodes)]
-                above = [ROOT, *nodes][-self._width :]
-            else:
-                parents += above
-                above = nodes
-        rows = tuple(node for node in above if node != ROOT)
+
+        def add(tokens: Sequence[int], parent: int) -> list[int]:
+            """A chain; the nodes from its parent on."""
+            nodes = [parent, *range(len(token_ids), len(token_ids) + len(tokens))]
+            token_ids.extend(tokens)
+            parents.extend(nodes[:-1])
+            return nodes
+
+        columns = list(zip(*self._levels[1:], strict=True)) or [()] * self._width
+        tops = [add(columns.pop(0), ROOT)[-1]] if self._lead == 0 else []
+        heads = add(self._levels[0], ROOT)[-len(columns) :] if columns else []
+        tops += [add(column, head)[-1] for column, head in zip(columns, heads, strict=True)]
+        rows = tuple(node for node in tops if node != ROOT)
         return Draft(tuple(token_ids), tuple(parents), candidates.num_candidates, rows)
 
     def update(self, outputs: Sequence[int], accepted: Sequence[int]) -> None:
         """Go on after a step in which the sequence got `accepted`, at least one token.
 
-        `outputs`: the likeliest next token of each window row, or nothing, when the step had no window. Raises
-        ValueError for any other number of them.
+        `outputs`: the likeliest next token of each window row; nothing, when the step had no window. Raises ValueError
+        for any other number of them.
 
-        Where more than one token was accepted, guesses are moved up to the places they are for. (The authors' code and
-        TensorRT-LLM move by one place always, so that from then on the window lags behind.)
+        The window moves by the one place of an iteration, whatever was accepted, as the authors' code and TensorRT-LLM
+        have it. (To move it up to the places that its guesses were for was tried, with the new columns drawn from the
+        prompt, from the pool or from their neighbours: no more was accepted, and less where columns grew alike.)
         """
         if not accepted:
             raise ValueError("a step gives a sequence at least one token")
-        if self._levels:
-            num_left_behind = len(accepted)
-            if outputs:
-                self._iterate(outputs, accepted[0])
-                num_left_behind -= 1
-            self._advance(num_left_behind)
+        if outputs:
+            self._iterate([*outputs] if self._ngram_size > 2 else [accepted[0], *outputs])
         self._last = accepted[-1]
 
-    def _iterate(self, outputs: Sequence[int], next_token_id: int) -> None:
-        """One step of Jacobi iteration, after which the sequence has one token more."""
-        answers = [*outputs] if self._ngram_size > 2 else [next_token_id, *outputs]
-        if len(answers) != self._width:
-            raise ValueError(f"{len(outputs)} outputs of a window of {self._width} columns")
-        if len(self._levels) == self._ngram_size - 1:
-            heads = [self._last, *self._levels[0]]
-            for ngram in zip(heads, *self._levels[1:], answers, strict=True):
+    def _iterate(self, answers: list[int]) -> None:
+        """One Jacobi iteration, from the top level's answers, by column."""
+        if len(answers) != self._width or not self._levels:
+            raise ValueError(f"{len(answers)} answers to a window of {self._width} columns, {len(self._levels)} levels")
+        if self._lead == 0:
+            for ngram in zip([self._last, *self._levels[0]], *self._levels[1:], answers, strict=True):
                 self._pool.add(ngram)
             del self._levels[0]
         self._levels.append(answers)
-        del self._levels[0][0]  # the new last token, or what was guessed for it
-
-    def _advance(self, num_places: int) -> None:
-        """Move on without an iteration. Each level takes over what the next, which is ahead, guessed for its new
-        places; for the top level the pool is asked, and at last the prompt."""
-        if num_places == 0:
-            return
-        ahead = self._levels[-1] + self._continue(self._levels[-1], num_places)
-        self._levels[-1] = ahead[num_places:]
-        for i in reversed(range(len(self._levels) - 1)):
-            ahead = self._levels[i] + ahead[self._width - 1 : self._width - 1 + num_places]
-            self._levels[i] = ahead[num_places:]
-
-    def _continue(self, level: Sequence[int], num_tokens: int) -> list[int]:
-        """Tokens that may come after a level's."""
-        token_ids: list[int] = []
-        last = level[-1] if level else self._last
-        while len(token_ids) < num_tokens:
-            known = self._pool.following(last, 1)
-            token_ids += known[0] if known else [next(self._fresh)]
-            last = token_ids[-1]
-        return token_ids[:num_tokens]
+        del self._levels[0][0]  # the text itself is now where this was
