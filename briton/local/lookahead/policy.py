@@ -7,6 +7,8 @@ seconds. With a few sequences a draft is nearly free; in a full batch only what 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import itemgetter
 from typing import NamedTuple
 
 from briton.local.lookahead.costs import CostCurve
@@ -15,7 +17,6 @@ from briton.local.lookahead.draft import Draft
 # What a step with drafts must promise over one without: both are estimates, and steps that alternate between two graphs
 # find less of their weights in the CPU's cache.
 _MARGIN = 1.08
-_SIZE_STEP = 8  # tokens between the sizes tried beyond the curve's last
 
 
 class Proposal(NamedTuple):
@@ -46,67 +47,118 @@ def choose(
     `num_tokens` are in the step anyway and give `num_due` output tokens; at most `max_tokens` more are added. `shape`
     is the number of tokens that the graph of any size is prepared for.
     """
-    num_context = sum(p.num_context_tokens for p in proposals if p is not None)
-    num_sequences = max(1, num_due)
-
-    def seconds(size: int) -> float:
-        # Half of the cost of a change: a size that pays once mostly stays for some steps.
-        switch = 0.0 if size == shape or size in curve.fixed_sizes else curve.switch_seconds / 2
-        return curve.cost(size, num_context, num_sequences) + switch
-
+    drafts: list[Draft | None] = [None] * len(proposals)
+    if num_due < 1 or max_tokens < 1:
+        return drafts
+    step = _Step(curve, num_tokens, num_due, proposals, max_tokens, shape)
     ranked = _ranked(proposals)
-    best, best_count, best_windows = _MARGIN * num_due / seconds(num_tokens), 0, False
-    for windows in (False, True):
-        base, expected = num_tokens, float(num_due)
-        if windows:
-            base += sum(p.num_window_nodes for p in proposals if p is not None)
-            expected += sum(p.window_gain for p in proposals if p is not None)
-            if base == num_tokens or base > num_tokens + max_tokens:
-                break
-        taken = 0
-        for size in _sizes(curve, base, num_tokens + max_tokens):
-            count = min(size - base, len(ranked))
-            expected += sum(gain for gain, _ in ranked[taken:count])
-            taken = count
-            if (windows or count) and expected / seconds(size) > best:
-                best, best_count, best_windows = expected / seconds(size), count, windows
-            if count == len(ranked):
-                break
+    best, count = step.best_cut(ranked)
+    chosen: Sequence[int] = ()
+    windows = [i for i, p in enumerate(proposals) if p is not None and p.num_window_nodes and p.window_gain > 0]
+    # One or all: each brings and costs about the same, and a ratio of two linear functions is largest at an end.
+    for some in [windows[:1], windows][: len(windows)]:
+        goodput, some_count = step.best_cut(ranked, some)
+        if goodput > best:
+            best, count, chosen = goodput, some_count, some
+    if best <= _MARGIN * step.plain_goodput:
+        return drafts
     counts = [0] * len(proposals)
-    for _, i in ranked[:best_count]:
+    for _, _, i in ranked[:count]:
         counts[i] += 1
-    return [_cut(p, count, best_windows) for p, count in zip(proposals, counts, strict=True)]
+    for i, (proposal, num_candidates) in enumerate(zip(proposals, counts, strict=True)):
+        if proposal is not None and proposal.window is not None and i in chosen:
+            drafts[i] = proposal.window.keep(num_candidates)
+        elif proposal is not None and num_candidates:
+            drafts[i] = proposal.draft.cut(num_candidates)
+    return drafts
 
 
-def _ranked(proposals: Sequence[Proposal | None]) -> list[tuple[float, int]]:
-    """(gain, proposal) of all candidates, best first. A candidate ranks no higher than those before it in its draft:
-    they come with it."""
-    ranked: list[tuple[float, int]] = []
+class _Step:
+    """What one step would bring and cost.
+
+    What parts of prompts add to its seconds is owed whatever is drafted, and is left out with drafts and without:
+    beside a long prompt a doubtful token would else look free, and it costs what could compute a sure one later.
+    """
+
+    def __init__(
+        self,
+        curve: CostCurve,
+        num_tokens: int,
+        num_due: int,
+        proposals: Sequence[Proposal | None],
+        max_tokens: int,
+        shape: int,
+    ) -> None:
+        self._curve, self._shape, self._proposals = curve, shape, proposals
+        self._num_tokens, self._num_due = num_tokens, num_due
+        self._limit = num_tokens + max_tokens
+        self._plain = curve.plain_size(num_tokens)
+        self._owed = max(0.0, curve.cost(self._plain) - curve.cost(curve.plain_size(num_due)))
+        self._contexts = [0 if proposal is None else proposal.num_context_tokens for proposal in proposals]
+        self._plain_context_seconds = curve.context_cost(1) * sum(self._contexts)
+
+    @property
+    def plain_goodput(self) -> float:
+        """Output tokens a second without drafts."""
+        return self._num_due / (self._seconds(self._plain) + self._plain_context_seconds)
+
+    def best_cut(self, ranked: Sequence[tuple[float, float, int]], windows: Sequence[int] = ()) -> tuple[float, int]:
+        """The most output tokens a second, and how many of the ranked candidates bring them, with the windows of these
+        proposals. No goodput where the windows are too large.
+
+        Tokens that fill a size up cost what they read of their context alone.
+        """
+        curve, contexts = self._curve, self._contexts
+        tokens, expected, context_seconds = self._num_tokens, float(self._num_due), self._plain_context_seconds
+        num_queries = [1] * len(contexts)
+        for i in windows:
+            proposal = self._proposals[i]
+            assert proposal is not None
+            tokens += proposal.num_window_nodes
+            expected += proposal.window_gain
+            num_queries[i] += proposal.num_window_nodes
+            context_seconds += contexts[i] * (curve.context_cost(num_queries[i]) - curve.context_cost(1))
+        if tokens > self._limit:
+            return 0.0, 0
+        size = curve.padded(tokens) if windows else self._plain
+        size_seconds = self._seconds(size)
+        best, best_count = expected / (size_seconds + context_seconds), 0
+        most = expected + sum([gain for _, gain, _ in ranked])
+        context_steps, last_step = curve.context_steps, len(curve.context_steps) - 1
+        for count, (_, gain, i) in enumerate(ranked[: self._limit - tokens], 1):
+            tokens += 1
+            if tokens > size:
+                size = curve.padded(tokens)
+                size_seconds = self._seconds(size)
+                if most <= best * (curve.cost(size) - self._owed + context_seconds):
+                    break
+            expected += gain
+            others = num_queries[i]
+            num_queries[i] = others + 1
+            step = context_steps[others] if others < last_step else context_steps[-1]
+            context_seconds += contexts[i] * step
+            if expected > best * (size_seconds + context_seconds):
+                best, best_count = expected / (size_seconds + context_seconds), count
+        return best, best_count
+
+    def _seconds(self, size: int) -> float:
+        """Of a step of this size, without what it reads of the context."""
+        # Half of the cost of a change: a size that pays once mostly stays for some steps.
+        is_ready = size == self._shape or size in self._curve.fixed_sizes
+        switch = 0.0 if is_ready else self._curve.switch_seconds / 2
+        return self._curve.cost(size) - self._owed + switch
+
+
+def _ranked(proposals: Sequence[Proposal | None]) -> list[tuple[float, float, int]]:
+    """(rank, gain, proposal) of all candidates, best first. A candidate ranks no higher than those before it in its
+    draft: they come with it."""
+    ranked: list[tuple[float, float, int]] = []
     for i, proposal in enumerate(proposals):
-        if proposal is None:
-            continue
-        least = 1.0
-        for gain in proposal.gains:
-            least = min(least, gain)
-            ranked.append((least, i))
-    ranked.sort(key=lambda entry: -entry[0])
+        if proposal is not None:
+            gains = proposal.gains
+            ranked += [(least, gain, i) for least, gain in zip(accumulate(gains, min), gains, strict=True)]
+    ranked.sort(key=itemgetter(0), reverse=True)
     return ranked
-
-
-def _sizes(curve: CostCurve, base: int, limit: int) -> list[int]:
-    """Sizes worth comparing, ascending from `base`: up to each, more tokens cost nothing or little."""
-    larger = [size for size in curve.sizes if size > base] or range(
-        base + _SIZE_STEP, base + 9 * _SIZE_STEP, _SIZE_STEP
-    )
-    return sorted({base, *(min(size, limit) for size in larger)})
-
-
-def _cut(proposal: Proposal | None, count: int, windows: bool) -> Draft | None:
-    if proposal is None:
-        return None
-    if windows and proposal.window is not None:
-        return proposal.window.keep(count)
-    return proposal.draft.cut(count) if count else None
 
 
 class WindowWorth:

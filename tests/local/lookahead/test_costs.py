@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from briton.local.lookahead import costs
 from briton.local.lookahead.costs import CostCurve, CostPoint
 from briton.local.padding import FIXED_SIZES
 
@@ -143,7 +142,7 @@ def test_a_slow_machine_is_asked_less(monkeypatch: pytest.MonkeyPatch) -> None:
         now += 0.3
         return line(num_tokens, num_context_tokens)
 
-    monkeypatch.setattr(costs.time, "monotonic", lambda: now)
+    monkeypatch.setattr("briton.local.lookahead.costs.time.monotonic", lambda: now)
     assert CostCurve.measure(time_step, (1, 8, 16, 32), max_seconds=6.0).sizes == (1, 8, 16)
     assert CostCurve.measure(time_step, (1, 8, 16, 32), max_seconds=0.1).sizes == (1, 8)
 
