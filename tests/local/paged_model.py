@@ -42,9 +42,13 @@ class PagedModel:
             for offset in range(end - begin):
                 if begin + offset in inputs.sampled_rows:
                     seen = [*context[:past], *context[past : past + end - begin][mask[offset] == 1]]
-                    rows.append(logits_after([int(token) for token in seen]))
+                    rows.append(self.logits([int(token) for token in seen]))
         assert len(rows) == len(inputs.sampled_rows)
         return np.array(rows, np.float32).reshape(-1, VOCAB_SIZE)
+
+    def logits(self, token_ids: list[int]) -> NDArray[np.float32]:
+        """Of the token after these: [vocab]. Another model may give others."""
+        return logits_after(token_ids)
 
     @staticmethod
     def _mask(inputs: StepInputs, i: int, size: int) -> NDArray[np.uint8]:
