@@ -120,7 +120,7 @@ class _Step:
             context_seconds += contexts[i] * (curve.context_cost(num_queries[i]) - curve.context_cost(1))
         if tokens > self._limit:
             return 0.0, 0
-        size = curve.padded(tokens) if windows else self._plain
+        size = max(self._plain, curve.padded(tokens))
         size_seconds = self._seconds(size)
         best, best_count = expected / (size_seconds + context_seconds), 0
         most = expected + sum([gain for _, gain, _ in ranked])

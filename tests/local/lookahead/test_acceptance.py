@@ -113,6 +113,14 @@ def test_a_longer_match_is_not_worse_for_lack_of_data(observed: list[tuple[int, 
     assert all(rates.rate(length) >= rates.rate(match_length) for length in unseen)
 
 
+@pytest.mark.parametrize("match_length", [3, 8, 16])
+def test_what_is_right_after_short_matches_is_after_longer_ones(match_length: int) -> None:
+    rates = told(AcceptanceRates(AcceptanceRates()), match_length, *[True] * 40)
+    before = AcceptanceRates().rate(17)
+    assert rates.rate(17) == pytest.approx(rates.rate(match_length))
+    assert rates.rate(17) > before
+
+
 def test_a_longer_match_is_worse_when_it_was_seen_to_be() -> None:
     rates = told(told(AcceptanceRates(), 4, *coin(0.9, 300)), 20, *coin(0.2, 300))
     assert rates.rate(20) < 0.3 < 0.8 < rates.rate(4) <= rates.rate(16)

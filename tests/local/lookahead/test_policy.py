@@ -25,6 +25,7 @@ MARGIN = 1.08
 
 curves = st.sampled_from([MEASURED, CONTEXT_FREE, LINEAR, FLAT])
 probabilities = st.floats(0.001, 0.999)
+chains = st.floats(0.5, 0.995).map(lambda rate: [rate**n for n in range(1, 40)])
 descending = st.lists(probabilities, max_size=4).map(lambda gains: sorted(gains, reverse=True))
 
 
@@ -88,7 +89,9 @@ def best_goodput(
     )
 
 
-@given(curves, st.lists(probabilities, max_size=40), st.integers(0, 9000), st.integers(0, 40), st.integers(0, 60))
+@given(
+    curves, st.lists(probabilities, max_size=40) | chains, st.integers(0, 9000), st.integers(0, 40), st.integers(0, 60)
+)
 def test_of_one_draft_the_best_part_is_sent(
     curve: CostCurve, gains: list[float], context: int, max_tokens: int, shape: int
 ) -> None:
@@ -190,9 +193,25 @@ def test_a_long_context_makes_each_token_dearer() -> None:
     assert 0 < counts[-1] < 7, "what it reads of the context is not free where a size is filled up"
 
 
+def test_later_tokens_read_the_context_more_dearly_than_the_first() -> None:
+    """From the ninth token on twice as dearly, on this curve."""
+    cheap = CostCurve(tuple(CostPoint(n, 0.1, us / 1e6) for n, _, us in SIZES))
+    counts = [decode(cheap, proposal([gain] * 30, context=100_000)) for gain in (0.1, 0.3)]
+    assert counts == [[7], [30]]
+
+
+def test_a_window_reads_the_context_too() -> None:
+    wishes = [proposal([], context, num_window_nodes=7, window_gain=0.5) for context in (0, 30_000)]
+    assert [decode(MEASURED, wish) for wish in wishes] == [[7], [0]]
+
+
 def test_a_step_that_is_padded_anyway_is_filled_up() -> None:
     """Two sequences are computed as eight tokens, with drafts or without."""
-    assert decode(CONTEXT_FREE, likely(0.2, 6), likely(0.25, 6)) == [3, 3]
+    assert decode(CONTEXT_FREE, likely(0.1, 6), likely(0.12, 6), shape=2) == [3, 3]
+    short = CostCurve(
+        (CostPoint(1, 6.2, 0.0), CostPoint(8, 12.0, 0.0)), (1, 8, 16)
+    )  # of a machine too slow to be asked for more
+    assert decode(short, *[proposal([0.3])] * 12) == [1, 1, 1, 1] + [0] * 8, "twelve are computed as sixteen"
 
 
 def test_a_change_of_size_has_its_price() -> None:
