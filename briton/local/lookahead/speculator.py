@@ -38,7 +38,7 @@ class Speculator:
             room = self._info.max_num_tokens - num_tokens
             chosen = choose(self._costs, num_tokens, num_due, proposals, room, self._shape)
         size = num_tokens + sum(len(draft or ()) for draft in chosen)
-        size = self._costs.padded(size) if size > num_tokens else size
+        size = self._costs.padded(size) if size > num_tokens else self._costs.plain_size(size)
         if size not in self._costs.fixed_sizes:
             self._shape = size
         return chosen if any(chosen) else None
