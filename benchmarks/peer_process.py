@@ -3,6 +3,8 @@
     -> {"prompts": [[token ids] ...], "max_tokens": n}
     <- {"wall_s": ..., "first_tokens_s": ..., "output_tokens": ..., "decode_tokens": ...}
 
+(The peers of prompt lookup take and give more, which their own files describe.)
+
 Its first line says that it is ready: {"version": ...}. Whatever the peer's libraries print goes to standard error.
 """
 
@@ -45,11 +47,14 @@ class PeerProcess:
 
     def run(self, workload: Workload, run: int) -> Measured:
         """Let the peer do the workload once."""
+        return Measured(**self.ask(prompts=workload.prompts(run), max_tokens=workload.output_tokens))
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """The peer's answer to a request of these fields."""
         assert self._process.stdin is not None
-        request = {"prompts": workload.prompts(run), "max_tokens": workload.output_tokens}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return Measured(**self._read())
+        return self._read()
 
     def close(self) -> None:
         """End the process."""

