@@ -34,10 +34,10 @@ def sizes(*steps: tuple[list[int], list[int]], fixed: tuple[int, ...] = (1, 8, 1
 
 
 def test_plain_decode_is_padded_where_that_is_no_slower() -> None:
-    plain = [([1] * n, [1] * n) for n in (1, 2, 5, 8, 9, 11, 12, 16, 17, 100)]
-    assert sizes(*plain) == [1, 8, 8, 8, 9, 11, 16, 16, 17, 100]
-    assert sizes(*plain, fixed=(8,)) == [1, 8, 8, 8, 9, 11, 12, 16, 17, 100]
-    assert sizes(*plain, fixed=()) == [1, 2, 5, 8, 9, 11, 12, 16, 17, 100]
+    plain = [([1] * n, [1] * n) for n in (1, 2, 4, 5, 8, 9, 11, 12, 16, 17, 100)]
+    assert sizes(*plain) == [1, 2, 4, 8, 8, 9, 11, 16, 16, 17, 100]
+    assert sizes(*plain, fixed=(8,)) == [1, 2, 4, 8, 8, 9, 11, 12, 16, 17, 100]
+    assert sizes(*plain, fixed=()) == [1, 2, 4, 5, 8, 9, 11, 12, 16, 17, 100]
 
 
 def test_parts_of_prompts_are_padded_to_fixed_sizes_alone() -> None:
