@@ -161,14 +161,14 @@ def check_identity(limits: Limits, guides: dict[str, Guide], prompts: Prompts, q
     try:
         for guided in (False, True):
             asked = prompts["extract"] if guided else list(chain(*prompts.values()))
-            ours, other = (
+            runs = [
                 side.asker.ask(
                     asked, concurrency=limits.batch, lookahead=side.lookahead, guided=guided, max_tokens=longest
-                ).answers
+                )
                 for side in sides(engine.asker)
-            )
-            comparison.answers += zip(ours, other, strict=True)
-            for answer in ours:
+            ]
+            comparison.answers += zip(*(run.answers for run in runs), strict=True)
+            for answer in runs[0].answers:
                 comparison.note(answer)
     finally:
         engine.asker.executor.shutdown()

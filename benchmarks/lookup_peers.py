@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from comparison import Rate
 from peer_process import PeerProcess, start_peer
@@ -75,11 +75,11 @@ def _note(
         ratio = total if batched else decode[setting].per_second / decode[OFF].per_second
         ratios.setdefault(f"{peer.name}, {setting}", {})[workload] = round(ratio, 3)
         per_step = end_to_end[setting].tokens / steps[setting]
-        line += f" | {setting}: {ratio:6.3f} {total:6.3f} {per_step:6.2f}"
+        line += f" | {setting}: {ratio:6.3f} {total:6.3f}" + ("" if batched else f" {per_step:6.2f}")
     print(line, flush=True)
 
 
-def _ask(peer: PeerProcess, prompts: Sequence[Prompt], setting: Setting) -> dict[str, float]:
+def _ask(peer: PeerProcess, prompts: Sequence[Prompt], setting: Setting) -> dict[str, Any]:
     return peer.ask(
         prompts=[prompt.token_ids for prompt in prompts],
         max_tokens=[prompt.max_tokens for prompt in prompts],

