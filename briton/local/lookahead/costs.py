@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 from briton.local.padding import FIXED_SIZES
 
-_REPEATS = 3
+_TURNS = 3
 LONG_CONTEXT = 1024  # tokens, at which a step is timed again
 
 
@@ -63,19 +62,25 @@ class CostCurve:
         switch_seconds: float = 0.0,
         max_seconds: float = 1.5,
     ) -> CostCurve:
-        """The curve through medians of `time_step(num_tokens, num_context_tokens)`, in seconds, at ascending `sizes`.
+        """The curve through the fastest `time_step(num_tokens, num_context_tokens)`, in seconds, at ascending `sizes`.
 
-        Of a slow machine only as many sizes as `max_seconds` allow, two at least. What disturbs a step makes it slower,
-        never faster: where it seems to cost more than a larger one, it costs what the larger one does.
+        All sizes are timed in turns, so that what disturbs the machine for a while meets each of them but once. Of a
+        slow machine only as many turns, and sizes, as `max_seconds` allow, two sizes at least. Nothing makes a step too fast:
+        where one seems to cost more than a larger one, it costs what the larger one does.
         """
         deadline = time.monotonic() + max_seconds
         short: list[float] = []
         long: list[float] = []
-        for size in sizes:
-            if len(short) >= 2 and time.monotonic() > deadline:
-                break
-            short.append(_median(time_step, size, 0))
-            long.append(_median(time_step, size, long_context))
+        for turn in range(_TURNS):
+            for i, size in enumerate(sizes if turn == 0 else sizes[: len(short)]):
+                if (turn or i >= 2) and time.monotonic() > deadline:
+                    break
+                for fastest, context in ((short, 0), (long, long_context)):
+                    time_step(size, context)  # the first of a size prepares it
+                    seconds = time_step(size, context)
+                    if turn == 0:
+                        fastest.append(seconds)
+                    fastest[i] = min(fastest[i], seconds)
         short = _lowered(short)
         rates = _lowered([max(0.0, b - a) / max(1, long_context) for a, b in zip(short, _lowered(long), strict=True)])
         measured = sizes[: len(short)]
@@ -136,11 +141,6 @@ class CostCurve:
             right, left = left, max(0, bisect_right(sizes, sizes[-1] // 2) - 1)
         x0, y0, x1, y1 = sizes[left], self.points[left][column], sizes[right], self.points[right][column]
         return float(y1 + (y1 - y0) * (num_tokens - x1) / (x1 - x0))
-
-
-def _median(time_step: Callable[[int, int], float], num_tokens: int, num_context_tokens: int) -> float:
-    time_step(num_tokens, num_context_tokens)  # the first of a size prepares it
-    return statistics.median(time_step(num_tokens, num_context_tokens) for _ in range(_REPEATS))
 
 
 def _lowered(values: Sequence[float]) -> list[float]:
