@@ -65,8 +65,8 @@ class CostCurve:
         """The curve through the fastest `time_step(num_tokens, num_context_tokens)`, in seconds, at ascending `sizes`.
 
         All sizes are timed in turns, so that what disturbs the machine for a while meets each of them but once. Of a
-        slow machine only as many turns, and sizes, as `max_seconds` allow, two sizes at least. Nothing makes a step too fast:
-        where one seems to cost more than a larger one, it costs what the larger one does.
+        slow machine only as many turns, and sizes, as `max_seconds` allow, two sizes at least. Nothing makes
+        a step too fast: where one seems to cost more than a larger one, it costs what the larger one does.
         """
         deadline = time.monotonic() + max_seconds
         short: list[float] = []
