@@ -8,9 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from briton.guidance.vocabulary import Vocabulary
+
 
 class ScriptedGuide:
     """Allows `steps[i]` at position i; after the last step nothing but the stop ids. An empty step is a dead end."""
+
+    vocabulary = Vocabulary([], vocab_size=1 << 16, stop_token_ids=(), encode=lambda text: [])  # no token is text
 
     def __init__(self, steps: Sequence[Collection[int]], stop_token_ids: Sequence[int]) -> None:
         self._steps = steps

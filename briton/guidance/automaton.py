@@ -165,6 +165,11 @@ class AutomatonGuide:
         return type(self)(self._automaton, self._path.copy())
 
     @property
+    def vocabulary(self) -> Vocabulary:
+        """What it knows of the tokens."""
+        return self._automaton.vocabulary
+
+    @property
     def nbytes(self) -> int:
         """Memory held by what all copies share, in bytes."""
         return self._automaton.nbytes

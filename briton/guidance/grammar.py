@@ -113,7 +113,7 @@ class GrammarGuide:
 
     def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, *, nbytes: int = 0) -> None:
         self._matcher = matcher
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._num_consumed = 0  # tokens, without stop ids
         self._num_stops = 0  # stop ids consumed, all of them after the rest
         self.nbytes = nbytes  # of what all copies share: an estimate
@@ -129,8 +129,8 @@ class GrammarGuide:
             logger.error("a guide failed: %s", _first_line(self._matcher.get_error()))
             row[:] = 0
             return
-        end = self._vocabulary.stop_token_ids[0]
-        if len(self._vocabulary.stop_token_ids) > 1 and int(row[end >> 5]) >> (end & 31) & 1:
+        end = self.vocabulary.stop_token_ids[0]
+        if len(self.vocabulary.stop_token_ids) > 1 and int(row[end >> 5]) >> (end & 31) & 1:
             self._allow_stops(row)
 
     def advance(self, token_ids: Sequence[int]) -> bool:
@@ -141,7 +141,7 @@ class GrammarGuide:
         num_consumed = num_stops = 0
         was_sound = not self._matcher.is_error()
         for token_id in token_ids:
-            if token_id in self._vocabulary.stops:
+            if token_id in self.vocabulary.stops:
                 if not (self._num_stops or num_stops or self._may_end()):
                     break
                 num_stops += 1
@@ -182,21 +182,21 @@ class GrammarGuide:
 
     def copy(self) -> Self:
         """An independent guide in the same state."""
-        copy = type(self)(self._matcher.deep_copy(), self._vocabulary, nbytes=self.nbytes)
+        copy = type(self)(self._matcher.deep_copy(), self.vocabulary, nbytes=self.nbytes)
         copy._num_consumed, copy._num_stops = self._num_consumed, self._num_stops
         return copy
 
     def is_healthy(self) -> bool:
         """False when nothing may follow. All copies share one lexer, whose states have a limit: it can wear out."""
         matcher = self._matcher.deep_copy()
-        row = np.zeros(self._vocabulary.num_words, np.int32)
+        row = np.zeros(self.vocabulary.num_words, np.int32)
         matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
         return not matcher.is_error() and bool(row.any())
 
     def probe(self, num_tokens: int) -> str:
         """Follow the shortest allowed tokens from here, which open objects and strings; why that fails, or nothing."""
         matcher = self._matcher.deep_copy()
-        token_bytes = self._vocabulary.token_bytes
+        token_bytes = self.vocabulary.token_bytes
         for _ in range(num_tokens):
             bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
             allowed = [int(i) for i in np.flatnonzero(bits)]
@@ -209,7 +209,7 @@ class GrammarGuide:
 
     def _allow_stops(self, row: NDArray[np.int32]) -> None:
         bits = row.view(np.uint32)
-        for token_id in self._vocabulary.stop_token_ids:
+        for token_id in self.vocabulary.stop_token_ids:
             bits[token_id >> 5] |= np.uint32(1 << (token_id & 31))
 
     def _may_end(self) -> bool:
@@ -218,7 +218,7 @@ class GrammarGuide:
 
     def _consume(self, token_id: int) -> bool:
         # An id outside the vocabulary would put the matcher in error for good.
-        if not 0 <= token_id < self._vocabulary.vocab_size or self._vocabulary.token_bytes[token_id] is None:
+        if not 0 <= token_id < self.vocabulary.vocab_size or self.vocabulary.token_bytes[token_id] is None:
             return False
         consumed: int = self._matcher.try_consume_tokens([token_id])
         return consumed == 1

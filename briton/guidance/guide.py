@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from briton.guidance.vocabulary import Vocabulary
+
 GuideKind = Literal["json_schema", "json_object", "regex", "choice"]
 
 
@@ -27,6 +29,11 @@ class Guide(Protocol):
 
     A mask row is int32 [ceil(vocab_size / 32)], bit i % 32 of word i // 32 set where token i may come next.
     """
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What it knows of the tokens."""
+        ...
 
     def fill_bitmask(self, row: NDArray[np.int32]) -> None:
         """Write the mask of the next token into `row`. All stop ids are set where the end is allowed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -124,3 +125,21 @@ def check_walk(guide, vocabulary, seed: int, max_tokens: int = 80) -> int:
             assert guide.forced_tokens() == []
             break
     return num_forced
+
+
+def test_copies_in_several_threads_force_the_same(regexes, words, vocabulary):
+    """What is forced is found once for all copies, whoever asks first."""
+    template = AutomatonGuide(
+        Automaton(regexes.compile("(the lazy dog and ){1,9}(cat|category) 2024-01-31 naïve"), words)
+    )
+
+    def walk(seed: int) -> list[list[int]]:
+        guide, rng, seen = template.copy(), random.Random(seed), []
+        while not guide.is_terminated():
+            seen.append(guide.forced_tokens())
+            assert guide.advance([rng.choice(vocabulary.allowed(guide))])
+        return seen
+
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(walk, [seed // 2 for seed in range(32)]))
+    assert together == [walk(seed // 2) for seed in range(32)]

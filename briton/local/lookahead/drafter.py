@@ -6,7 +6,7 @@ from collections.abc import Sequence as Seq
 
 from briton.local.lookahead.acceptance import AcceptanceRates
 from briton.local.lookahead.draft import Draft
-from briton.local.lookahead.guided import GuidedDrafter, Habits
+from briton.local.lookahead.guided import GuidedDrafter, GuidedRates
 from briton.local.lookahead.ngram import NgramIndex
 from briton.local.lookahead.policy import Proposal, WindowWorth
 from briton.local.lookahead.pool import NgramPool
@@ -27,8 +27,7 @@ class EngineRates:
         self.index = AcceptanceRates()  # by the length of the match
         self.pool = AcceptanceRates()  # by depth in the n-gram
         self.window_worth = WindowWorth()
-        self.habits = Habits()  # under guides
-        self.guided = AcceptanceRates()  # the index's under guides, where they allowed what it said
+        self.guided = GuidedRates()
 
 
 class Drafter:
@@ -42,6 +41,7 @@ class Drafter:
         *,
         use_index: bool,
         vocab_size: int,
+        prompt: Seq[int] = (),
         prediction: Seq[int] = (),
     ) -> None:
         """`use_index`: draft what followed the longest matching suffix; else the window alone. `prediction`: what the
@@ -54,7 +54,7 @@ class Drafter:
         self._index_rates = AcceptanceRates(rates.index)
         self._pool_rates = AcceptanceRates(rates.pool)
         self._window_worth = rates.window_worth
-        self._guided = GuidedDrafter(vocab_size, rates.habits, rates.guided)
+        self._guided = GuidedDrafter(vocab_size, rates.guided, (*prediction, *prompt) if prediction else prompt)
         self._num_learned = 0  # tokens of the sequence that index and pool know
         self._chain: list[int] = []  # last proposed: by index and guide,
         self._branches: list[list[int]] = []  # and by the pool

@@ -1,78 +1,47 @@
-"""Drafts under a grammar: what it forces, and between that what is usual there or what the text suggests.
-
-JSON is mostly form: a key is forced, but the spaces around it are a choice, and a forced run ends there. The choices
-are few and of few sorts, and a model makes them alike each time: after a comma a new line and two spaces, after a colon
-a space and a quote. Which tokens may come says which sort of place it is, for any schema or pattern: so a place is
-known by its mask, and the habits of one request help the next.
-"""
+"""Drafts under a grammar: what it forces, and between that what is usual there or what the text suggests."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence as Seq
+from typing import NamedTuple
 
 import numpy as np
 
 from briton.guidance.guide import Guide
 from briton.local.lookahead.acceptance import AcceptanceRates
+from briton.local.lookahead.habits import Habits
 from briton.local.lookahead.ngram import NgramIndex
+from briton.local.lookahead.words import Words
 
-_LEAST_GAIN = 0.02  # below it nothing more is proposed
+_LEAST_GAIN = 0.05  # below it nothing more is proposed
 _FEW_WORDS = 128  # of a mask, those with a token in them: more is free text, where nothing is usual
-# Places where nothing is learned: there is no choice, there are too many, the guide has failed. Others are hashes.
+_MAX_FREE = 32  # tokens of free text that are known of, the last
+_MAX_BEGINNING = 8  # of them, after which the index knows the words that follow
+# Places without habits: there is no choice, there are too many, the guide has failed. Others are hashes.
 _FORCED, _FREE, _DEAD = -1, -2, -3
 
-_MAX_PLACES = 4096
-# Replayed on 68 outputs of SmolLM2-135M under 8 schemas, half or twice as much of any of these is within 2 %.
-_SEQUENCE_DECAY, _ENGINE_DECAY = 0.5, 0.98  # of what is known of a place, for each token chosen there
-_PRIOR_WEIGHT = 1.0  # tokens
-_FORGOTTEN = 0.01  # tokens
+
+class GuidedRates:
+    """How drafts under guides do. A sequence's lean on its engine's (`prior`)."""
+
+    def __init__(self, prior: GuidedRates | None = None) -> None:
+        self.habits: Habits = Habits(None if prior is None else prior.habits)
+        # By the length of the match, where the guide allowed what followed it; by the tokens of free text before.
+        self.index: AcceptanceRates = AcceptanceRates(None if prior is None else prior.index)
+        self.words: AcceptanceRates = AcceptanceRates(None if prior is None else prior.words)
 
 
-class Habits:
-    """Tokens chosen at places where a guide leaves few choices. A sequence's lean on its engine's (`prior`)."""
+class _Guess(NamedTuple):
+    rates: AcceptanceRates
+    length: int  # of the match
+    token_id: int
 
-    def __init__(self, prior: Habits | None = None) -> None:
-        self._prior = prior
-        self._decay = _ENGINE_DECAY if prior is None else _SEQUENCE_DECAY
-        self._counts: OrderedDict[int, dict[int, float]] = OrderedDict()  # of each place, the latest last
 
-    def __len__(self) -> int:
-        """Places known, some 4,000 at most."""
-        return len(self._counts)
+class _Place(NamedTuple):
+    """Where a token is or would be drafted."""
 
-    def usual(self, place: int) -> tuple[int, float]:
-        """The likeliest token at a place, and its probability, which is 0 where nothing is known."""
-        chances = self._chances(place)
-        if not chances:
-            return -1, 0.0
-        token_id = max(chances, key=chances.__getitem__)
-        return token_id, chances[token_id]
-
-    def observe(self, place: int, token_id: int) -> None:
-        """This token was chosen there."""
-        counts = self._counts.setdefault(place, {})
-        self._counts.move_to_end(place)
-        for other in [*counts]:
-            counts[other] *= self._decay
-            if counts[other] < _FORGOTTEN:
-                del counts[other]
-        counts[token_id] = counts.get(token_id, 0.0) + 1.0
-        if len(self._counts) > _MAX_PLACES:
-            self._counts.popitem(last=False)
-        if self._prior is not None:
-            self._prior.observe(place, token_id)
-
-    def _chances(self, place: int) -> dict[int, float]:
-        """Of the tokens chosen there. What they lack to 1 is some other token's."""
-        chances = {} if self._prior is None else self._prior._chances(place)
-        counts = self._counts.get(place)
-        if counts:
-            total = _PRIOR_WEIGHT + sum(counts.values())
-            chances = {token_id: chance * _PRIOR_WEIGHT / total for token_id, chance in chances.items()}
-            for token_id, count in counts.items():
-                chances[token_id] = chances.get(token_id, 0.0) + count / total
-        return chances
+    habit: int
+    guesses: list[_Guess]
 
 
 class GuidedDrafter:
@@ -82,18 +51,18 @@ class GuidedDrafter:
     guide, the output may never come.
     """
 
-    def __init__(self, vocab_size: int, habits: Habits, rates: AcceptanceRates) -> None:
-        """`vocab_size`: the width of a logits row. `habits` and `rates` of continuations that were allowed: the
-        engine's."""
-        self._habits = Habits(habits)
-        self._rates = AcceptanceRates(rates)
+    def __init__(self, vocab_size: int, rates: GuidedRates, prompt: Seq[int] = ()) -> None:
+        """`vocab_size`: the width of a logits row; `rates`: the engine's; `prompt`: what the output may take words
+        from."""
+        self._rates = GuidedRates(rates)
         self._row = np.zeros((vocab_size + 31) // 32, np.int32)
+        self._prompt = prompt
+        self._words: Words | None = None  # made when they are first asked for
         self._scout: Guide | None = None  # a copy of the guide, after
         self._num_tokens = 0  # tokens of output,
-        self._num_free = 0  # the last of which were free text
+        self._free: list[int] = []  # the last of which were free text, these
         self._chain: list[int] = []  # last proposed,
-        self._places: list[int] = []  # where, and the place after it if that is known,
-        self._guesses: list[tuple[int, int] | None] = []  # and what the index said there: length of the match, token
+        self._places: list[_Place] = []  # where, and the place after it if that is known
 
     def propose(
         self, guide: Guide, num_tokens: int, index: NgramIndex | None, limit: int
@@ -103,53 +72,61 @@ class GuidedDrafter:
         The guide was told `num_tokens` of output, the index the same. No tokens where the guide has failed or ended.
         """
         if self._scout is None or self._num_tokens != num_tokens:
-            self._scout, self._num_tokens, self._num_free = guide.copy(), num_tokens, 0
-        scout, num_free = self._scout, self._num_free
+            self._scout, self._num_tokens, self._free = guide.copy(), num_tokens, []
+        scout, free = self._scout, self._free
         chain: list[int] = []
-        places: list[int] = []
-        guesses: list[tuple[int, int] | None] = []
+        places: list[_Place] = []
         gains: list[float] = []
         gain = 1.0
-        ahead: list[int] = []  # what the index says comes next, reversed
+        indexed: list[int] = []  # what the index says comes next, reversed
+        worded: list[int] = []  # and what the prompt's words do
         match_length = 0
         while not scout.is_terminated():
-            if forced := scout.forced_tokens():
+            scout.fill_bitmask(self._row)
+            num_words = int(np.count_nonzero(self._row))
+            if num_words == 1 and (forced := scout.forced_tokens()):  # asked where it may be: it costs as the mask does
                 forced = forced[: limit - len(chain)]
                 if not forced or not scout.advance(forced):
                     break
                 chain += forced
-                places += [_FORCED] * len(forced)
-                guesses += [None] * len(forced)
                 gains += [gain] * len(forced)
-                ahead, num_free = [], 0
+                places += [_Place(_FORCED, [])] * len(forced)
+                indexed, worded, free = [], [], []
                 continue
-            place = self._place(scout)
+            place = _Place(self._habit(num_words), [])
             places.append(place)
-            guesses.append(None)
-            if place == _DEAD or len(chain) == limit:
+            if place.habit == _DEAD or len(chain) == limit:
                 break
-            token_id, chance = (-1, 0.0) if place == _FREE else self._habits.usual(place)
-            if index is not None and not ahead:
+            is_free = place.habit == _FREE
+            if index is not None and not indexed:
                 found = index.propose(limit - len(chain), chain)
-                ahead, match_length = found.token_ids[::-1], found.match_length
-            if ahead and self._holds(ahead[-1]):
+                indexed, match_length = found.token_ids[::-1], found.match_length
+            if indexed and self._holds(indexed[-1]):
                 # Before free text there is form: a match of form says little of what the text will be.
-                agreed = min(match_length, num_free) if place == _FREE else match_length
-                guesses[-1] = agreed, ahead[-1]
-                rate = self._rates.rate(agreed)
+                agreed = min(match_length, len(free)) if is_free else match_length
+                place.guesses.append(_Guess(self._rates.index, agreed, indexed[-1]))
+            if is_free and 0 < len(free) <= _MAX_BEGINNING:
+                worded = worded or self._continued_word(scout, free, limit - len(chain))
+                if worded and self._holds(worded[-1]):
+                    place.guesses.append(_Guess(self._rates.words, len(free), worded[-1]))
+            token_id, chance = (-1, 0.0) if is_free else self._rates.habits.usual(place.habit)
+            for guess in place.guesses:
+                rate = guess.rates.rate(guess.length)
                 if rate > chance:
-                    token_id, chance = ahead[-1], rate
+                    token_id, chance = guess.token_id, rate
             gain *= chance
             if gain < _LEAST_GAIN or not scout.advance([token_id]):
                 break
             chain.append(token_id)
             gains.append(gain)
-            num_free = num_free + 1 if place == _FREE else 0
+            free = _extended(free, token_id) if is_free else []
             match_length += 1
-            if ahead and ahead.pop() != token_id:
-                ahead = []
-        self._chain, self._places, self._guesses = chain, places, guesses
-        if places and places[-1] == _DEAD:
+            if indexed and indexed.pop() != token_id:
+                indexed = []
+            if worded and worded.pop() != token_id:
+                worded = []
+        self._chain, self._places = chain, places
+        if places and places[-1].habit == _DEAD:
             self._scout = None
         else:
             scout.rollback(len(chain))
@@ -158,18 +135,18 @@ class GuidedDrafter:
     def observe(self, token_ids: Seq[int]) -> None:
         """The sequence got these tokens since the last proposal."""
         known = 0
-        for token_id, place, guess in zip(token_ids, self._places, self._guesses, strict=False):
+        for token_id, place in zip(token_ids, self._places, strict=False):
             known += 1
-            self._num_free = self._num_free + 1 if place == _FREE else 0
-            if place >= 0:
-                self._habits.observe(place, token_id)
-            if guess is not None:
-                self._rates.observe(guess[0], guess[1] == token_id)
+            self._free = _extended(self._free, token_id) if place.habit == _FREE else []
+            if place.habit >= 0:
+                self._rates.habits.observe(place.habit, token_id)
+            for guess in place.guesses:
+                guess.rates.observe(guess.length, guess.token_id == token_id)
             if known <= len(self._chain) and self._chain[known - 1] != token_id:
                 break  # the other places are on another path
         if known < len(token_ids):
-            self._num_free = 0
-        self._chain, self._places, self._guesses = [], [], []
+            self._free = []
+        self._chain, self._places = [], []
         self._num_tokens += len(token_ids)
         if self._scout is not None and not self._scout.advance(token_ids):
             self._scout = None
@@ -183,10 +160,13 @@ class GuidedDrafter:
             scout.rollback(n)
         return n
 
-    def _place(self, guide: Guide) -> int:
-        """What names the sort of place that the guide has come to."""
-        guide.fill_bitmask(self._row)
-        num_words = np.count_nonzero(self._row)
+    def _continued_word(self, guide: Guide, free: Seq[int], limit: int) -> list[int]:
+        if self._words is None:
+            self._words = Words(guide.vocabulary, self._prompt)
+        return self._words.continuation(free, limit)[::-1]
+
+    def _habit(self, num_words: int) -> int:
+        """What names the sort of place whose mask has tokens in so many words."""
         if num_words == 0:
             return _DEAD
         return _FREE if num_words > _FEW_WORDS else hash(self._row.tobytes()) & 0x7FFFFFFFFFFFFFFF
@@ -194,3 +174,7 @@ class GuidedDrafter:
     def _holds(self, token_id: int) -> bool:
         """Whether the last place's mask does."""
         return bool(int(self._row[token_id >> 5]) >> (token_id & 31) & 1)
+
+
+def _extended(free: list[int], token_id: int) -> list[int]:
+    return [*free[1 - _MAX_FREE :], token_id]

@@ -89,5 +89,6 @@ class Speculator:
             self._rates,
             use_index=self._info.enable_b10_lookahead,
             vocab_size=self._info.vocab_size,
+            prompt=request.prompt_token_ids,
             prediction=request.prediction_token_ids,
         )
