@@ -208,14 +208,15 @@ class LocalExecutor:
         added to `chunks`."""
         rows = StepLogits(logits)
         row = 0
-        for entry in plan:
+        due = [entry.samples for entry in plan]  # now: a sequence that a sibling's error ends has no computed tokens
+        for entry, samples in zip(plan, due, strict=True):
             sequence, request = entry.sequence, entry.sequence.request
-            if not entry.samples:
-                self._scheduler.update(sequence, entry.num_new_tokens)
-                continue
-            first_row, row = row, row + entry.num_rows
+            first_row, row = row, row + (entry.num_rows if samples else 0)
             if not self._is_open(request):
                 continue  # a sibling's error has just ended the request
+            if not samples:
+                self._scheduler.update(sequence, entry.num_new_tokens)
+                continue
             verified = verify(entry, rows, first_row, self._sampler, self._output)
             self._scheduler.update(sequence, entry.num_new_tokens + verified.num_in_place)
             if self._speculator is not None:

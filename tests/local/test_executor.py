@@ -205,6 +205,30 @@ def test_a_guide_that_fails_after_its_token_ends_its_own_request_alone() -> None
     executor.shutdown()
 
 
+@pytest.mark.parametrize(("prompt", "num_allowed"), [((7, 8, 9), 4), (tuple(range(1, 9)), 1)])
+def test_a_sibling_that_ends_in_the_middle_of_a_step_keeps_its_rows(prompt: tuple[int, ...], num_allowed: int) -> None:
+    """A sequence ended by its sibling's error was asked again whether it samples, and said no, for it had no computed
+    tokens any more: the next sequence of the step got its logits. Where it had computed a block of tokens, they were
+    booked in blocks that it no longer had, and the engine died."""
+    info = model_info()
+    model = PagedModel(info.kv_cache_tokens // info.kv_block_size, info.kv_block_size)
+    later = (1, 2, 3)
+
+    def forward(inputs: StepInputs) -> NDArray[np.float32]:
+        if len(model.num_tokens_seen) == 1:  # the siblings run from now on: this one is behind them in every step
+            executor.submit(GenerationRequest(1, later, GREEDY))
+        return model.forward(inputs)
+
+    executor = LocalExecutor(info, forward, policy="guaranteed_no_evict")
+    guide = ScriptedGuide([*[{5}] * num_allowed, set()], info.stop_token_ids)
+    executor.submit(GenerationRequest(0, prompt, replace(GREEDY, n=2), guide))
+    chunks = collect(executor, 2)
+    assert [c.finish_reason for c in chunks if c.request_id == 0 and c.is_final] == [FinishReason.ERROR]
+    assert [t for c in chunks if c.request_id == 1 for t in c.token_ids] == greedy(later, 8)
+    assert executor.stats().kv_blocks_used == 0
+    executor.shutdown()
+
+
 def test_who_ended_before_a_step_broke_keeps_its_final_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of a step were sent when all of it was booked: a failure on the way lost the finished requests'."""
     executor, model = start(gate=True)
