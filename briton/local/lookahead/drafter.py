@@ -16,7 +16,6 @@ from briton.local.sequence import Sequence
 from briton.local.verification import Verified
 from briton.types import LookaheadConfig
 
-_LEARNED_AT_ONCE = 4096  # tokens: some 10 ms, once, beside others' steps
 _LATER_BRANCH = 0.5  # how much less likely each further n-gram of the pool is than the one before it
 
 
@@ -49,6 +48,7 @@ class Drafter:
         self._max_draft_tokens = max_draft_tokens
         self._config = config
         self._index = NgramIndex() if use_index else None
+        self._untold = prediction if use_index else ()  # of the prediction
         self._pool = NgramPool(config) if config.has_window else None
         self._window: LookaheadWindow | None = None  # made when the prompt is known
         self._index_rates = AcceptanceRates(rates.index)
@@ -58,19 +58,22 @@ class Drafter:
         self._num_learned = 0  # tokens of the sequence that index and pool know
         self._chain: list[int] = []  # last proposed: by index and guide,
         self._branches: list[list[int]] = []  # and by the pool
-        if self._index is not None and prediction:
-            self._index.extend(prediction)
-            self._index.seal()
 
-    def learn(self, sequence: Sequence, num_tokens: int) -> None:
-        """Take in the sequence's first `num_tokens`, of many a part at a time."""
-        end = min(num_tokens, self._num_learned + _LEARNED_AT_ONCE)
+    def learn(self, sequence: Sequence, num_tokens: int, limit: int) -> int:
+        """Take in the prediction and the sequence's first `num_tokens`, `limit` tokens at a time; how many it were."""
+        predicted, self._untold = self._untold[:limit], self._untold[limit:]
+        if self._index is not None and predicted:
+            self._index.extend(predicted)
+            if not self._untold:
+                self._index.seal()
+        end = min(num_tokens, self._num_learned + limit - len(predicted))
         tokens = sequence.token_ids[self._num_learned : end]
         self._num_learned = max(end, self._num_learned)
         if self._index is not None:
             self._index.extend(tokens)
         if self._pool is not None:
             self._pool.seed(tokens)
+        return len(predicted) + len(tokens)
 
     def propose(self, sequence: Sequence, max_seq_len: int) -> Proposal | None:
         """What may follow the sequence's last token; None when nothing is known, or no token is left to draft."""
@@ -89,8 +92,8 @@ class Drafter:
         if self._window is None:
             self._window = LookaheadWindow(self._config, sequence.token_ids, self._pool)
         if sequence.num_tokens + self._config.window_size + self._config.ngram_size <= max_seq_len:
-            window = self._window.attach(branches)
-        draft = Draft.trie(branches)
+            window = self._window.attach(branches).keep(max(0, self._max_draft_tokens - self._window.num_nodes))
+        draft = Draft.trie(branches).cut(self._max_draft_tokens)
         return Proposal(
             draft,
             self._trie_gains(draft, gains),

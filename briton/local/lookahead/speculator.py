@@ -16,6 +16,8 @@ from briton.types import ModelInfo
 
 logger = logging.getLogger(__name__)
 
+_LEARNED_AT_ONCE = 4096  # tokens of all sequences: some 10 ms that a step takes longer
+
 
 class Speculator:
     """Knows what drafts cost and how often they come true, over all requests. One loop's: not thread-safe."""
@@ -27,10 +29,12 @@ class Speculator:
         self._costs = costs
         self._rates = EngineRates()
         self._shape = 0  # tokens that the graph of any size was used for last
+        self._left_to_learn = 0  # tokens, in this step
 
     def drafts(self, plan: StepPlan) -> list[Draft | None] | None:
         """What to try beside each entry of a plan; None when there is nothing worth its cost."""
         num_tokens = sum(entry.num_new_tokens for entry in plan)
+        self._left_to_learn = _LEARNED_AT_ONCE
         proposals = [self._propose(entry) for entry in plan]
         chosen: list[Draft | None] = []
         if any(proposals):
@@ -52,6 +56,8 @@ class Speculator:
             sequence.drafter.update(sequence, entry.draft, verified, logits, row)
         except Exception:
             self._give_up(sequence)
+        if sequence.finish_reason is not None:
+            sequence.drafter = None  # its siblings may go on for long, and hold it
 
     def _propose(self, entry: ScheduledSequence) -> Proposal | None:
         sequence = entry.sequence
@@ -63,7 +69,8 @@ class Speculator:
             if sequence.drafter is None:
                 sequence.may_draft = False
                 return None
-            sequence.drafter.learn(sequence, sequence.num_computed_tokens + entry.num_new_tokens)
+            num_tokens = sequence.num_computed_tokens + entry.num_new_tokens
+            self._left_to_learn -= sequence.drafter.learn(sequence, num_tokens, self._left_to_learn)
             return sequence.drafter.propose(sequence, self._info.max_seq_len) if entry.samples else None
         except Exception:
             self._give_up(sequence)

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from briton.local.executor import LocalExecutor
-from briton.local.lookahead import drafter
+from briton.local.lookahead import speculator
 from briton.local.lookahead.costs import CostCurve, CostPoint
-from briton.types import FinishReason, GenerationRequest, LookaheadConfig, SamplingParams, Speculation, TokenChunk
+from briton.local.lookahead.ngram import NgramIndex
+from briton.local.lookahead.speculator import Speculator
+from briton.local.plan import ScheduledSequence
+from briton.local.sampler import Sampled, StepLogits
+from briton.local.sequence import Request, Sequence
+from briton.local.verification import Verified
+from briton.types import (
+    FinishReason,
+    GenerationRequest,
+    LookaheadConfig,
+    ModelInfo,
+    SamplingParams,
+    Speculation,
+    TokenChunk,
+)
 from tests.local.paged_model import EOS, PagedModel, greedy, model_info
 from tests.scripted_guide import ScriptedGuide
 
@@ -21,6 +37,21 @@ RIGHT = tuple(greedy(PROMPT, 20, stop=None))
 STEEP = CostCurve((CostPoint(1, 1.0, 0.0), CostPoint(8, 8.0, 0.0), CostPoint(16, 16.0, 0.0)))
 
 
+def speculating(lookahead: LookaheadConfig, dynamic: bool, max_draft_tokens: int, **limits: int) -> ModelInfo:
+    return replace(
+        model_info(**{"max_num_tokens": 64} | limits),
+        lookahead=lookahead,
+        enable_b10_lookahead=dynamic,
+        max_draft_tokens=max_draft_tokens,
+    )
+
+
+def prefilled(prompt: tuple[int, ...], prediction: tuple[int, ...] = ()) -> ScheduledSequence:
+    """A sequence whose whole prompt is in the step."""
+    request = GenerationRequest(0, prompt, GREEDY, prediction_token_ids=prediction)
+    return ScheduledSequence(Request.create(request).sequences[0], len(prompt))
+
+
 def start(
     lookahead: LookaheadConfig = DYNAMIC,
     dynamic: bool = True,
@@ -28,12 +59,7 @@ def start(
     costs: CostCurve | None = None,
     **limits: int,
 ) -> LocalExecutor:
-    info = replace(
-        model_info(**{"max_num_tokens": 64} | limits),
-        lookahead=lookahead,
-        enable_b10_lookahead=dynamic,
-        max_draft_tokens=max_draft_tokens,
-    )
+    info = speculating(lookahead, dynamic, max_draft_tokens, **limits)
     model = PagedModel(info.kv_cache_tokens // info.kv_block_size, info.kv_block_size)
     return LocalExecutor(info, model.forward, policy="guaranteed_no_evict", costs=costs or CostCurve.flat())
 
@@ -135,7 +161,7 @@ def test_a_drafter_that_breaks_breaks_no_request(caplog: pytest.LogCaptureFixtur
             raise OSError("the grammar is gone")
 
     executor = start()
-    guide = Broken([range(64)] * 40, [EOS])
+    guide = Broken([[token] for token in RIGHT], [EOS])
     sampling = replace(GREEDY, max_tokens=8)
     chunks = run(executor, GenerationRequest(0, PROMPT, sampling, guide), GenerationRequest(1, PROMPT, sampling))
     executor.shutdown()
@@ -159,12 +185,65 @@ def test_a_stop_token_inside_an_accepted_draft_ends_there(stream: bool) -> None:
 
 
 def test_a_long_prompt_is_learned_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drafter, "_LEARNED_AT_ONCE", 3)
+    monkeypatch.setattr(speculator, "_LEARNED_AT_ONCE", 3)
     executor = start()
     prompt = (*PROMPT, *RIGHT, 60, 61, *PROMPT)
     chunks = run(executor, GenerationRequest(0, prompt, GREEDY))
     executor.shutdown()
     assert tokens(chunks) == tuple(greedy(prompt, 20, stop=None))
+
+
+def test_one_step_learns_no_more_for_many_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sequence learned its part in one step, and the whole of a prediction: n = 128 of a long cached prompt, or
+    one prediction of 128k tokens, kept every stream waiting for half a second and more."""
+    learned = []
+
+    class Counting(NgramIndex):
+        def extend(self, token_ids: Iterable[int]) -> None:
+            told = list(token_ids)
+            learned.append(len(told))
+            super().extend(told)
+
+    monkeypatch.setattr("briton.local.lookahead.drafter.NgramIndex", Counting)
+    monkeypatch.setattr(speculator, "_LEARNED_AT_ONCE", 7)
+    spec = Speculator(speculating(DYNAMIC, True, 8), CostCurve.flat())
+    plan = [prefilled(PROMPT, (*PROMPT, *RIGHT)) for _ in range(3)]
+    drafted = []
+    for _ in range(20):
+        learned.clear()
+        drafts = spec.drafts(plan) or [None] * 3
+        assert sum(learned) <= 7 + 3, "beside the borders of three predictions"
+        drafted.append([draft is not None for draft in drafts])
+    assert drafted[0] == [False] * 3
+    assert drafted[-1] == [True] * 3
+
+
+def test_window_and_index_together_draft_no_more_than_max_draft_tokens() -> None:
+    """The index drafted as much as if it were alone, the pool and the window theirs beside: 37 tokens where 23 were
+    the limit."""
+    sizes = LookaheadConfig(4, 4, 4)
+    info = speculating(sizes, True, sizes.draft_tokens, max_num_tokens=512, max_seq_len=512)
+    spec = Speculator(info, CostCurve.flat())
+    often = tuple(range(1, 16)) * 6
+    drafts = spec.drafts([prefilled((*often, 1, 2, 3, 16, 1, 2, 3, 17, 1, 2, 3, 18, 1, 2, 3))])
+    assert drafts is not None
+    assert drafts[0] is not None
+    assert drafts[0].window_rows
+    assert len(drafts[0]) <= sizes.draft_tokens
+
+
+def test_a_sequence_that_has_ended_keeps_no_index() -> None:
+    """Of n = 128 sequences, those that had ended kept what they knew of the prompt until the last one did: 27 MiB each
+    for 128k tokens."""
+    spec = Speculator(speculating(DYNAMIC, True, 8), CostCurve.flat())
+    entry = prefilled(PROMPT)
+    spec.drafts([entry])
+    sequence: Sequence = entry.sequence
+    assert sequence.drafter is not None
+    sequence.token_ids.append(9)
+    sequence.finish_reason = FinishReason.STOP
+    spec.update(entry, Verified([Sampled(9)], []), StepLogits(np.zeros((1, 64), np.float32)), 0)
+    assert sequence.drafter is None
 
 
 def test_no_position_beyond_the_longest_sequence() -> None:
