@@ -30,7 +30,15 @@ def padded_size(inputs: StepInputs, fixed_sizes: Collection[int]) -> int:
     for size in sorted(fixed_sizes):
         if num_tokens <= size:
             return size if num_tokens > num_sequences or num_tokens >= FIXED_SIZES[size] else num_tokens
-    if num_tokens <= MAX_PADDED_SIZE and has_drafts(inputs):
+    return draft_step_size(num_tokens, fixed_sizes) if has_drafts(inputs) else num_tokens
+
+
+def draft_step_size(num_tokens: int, fixed_sizes: Collection[int]) -> int:
+    """Tokens that a step with drafts is computed as."""
+    for size in sorted(fixed_sizes):
+        if num_tokens <= size:
+            return size
+    if num_tokens <= MAX_PADDED_SIZE:
         return -(-num_tokens // DRAFT_STEP_MULTIPLE) * DRAFT_STEP_MULTIPLE
     return num_tokens
 

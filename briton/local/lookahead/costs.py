@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from briton.local.padding import FIXED_SIZES
+from briton.local.padding import FIXED_SIZES, draft_step_size
 
 _TURNS = 3
 LONG_CONTEXT = 1024  # tokens, at which a step is timed again
@@ -100,9 +100,8 @@ class CostCurve:
         return (rates[0], *(b - a for a, b in pairwise(rates)))
 
     def padded(self, num_tokens: int) -> int:
-        """The size that a step with drafts is filled up to."""
-        i = bisect_left(self.sizes, num_tokens)
-        return self.sizes[i] if i < len(self.sizes) else num_tokens
+        """The size that a step with drafts is filled up to (see `padding.padded_size`)."""
+        return draft_step_size(num_tokens, self.fixed_sizes)
 
     def plain_size(self, num_tokens: int) -> int:
         """The size that a step without drafts is computed as, one token a sequence (see `padding.padded_size`)."""

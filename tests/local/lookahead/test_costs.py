@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from briton.local.lookahead.costs import CostCurve, CostPoint
-from briton.local.padding import FIXED_SIZES
+from briton.local.padding import FIXED_SIZES, padded_size
+from briton.local.probe import one_sequence
 
 CURVE = CostCurve((CostPoint(1, 6.0, 0.001), CostPoint(8, 7.4, 0.002), CostPoint(16, 11.0, 0.004)), (1, 8), 4.0)
 
@@ -59,7 +60,12 @@ def test_what_each_token_reads_of_its_context_adds_up(num_tokens: int) -> None:
 
 
 def test_sizes_that_steps_are_padded_to() -> None:
-    assert [CURVE.padded(n) for n in (1, 2, 8, 9, 16, 17, 100)] == [1, 8, 8, 16, 16, 17, 100]
+    """Steps of 33 and of 65 tokens were reckoned as 48 and 96, the next sizes that are measured, and computed as 40 and
+    72: tokens looked free that were not, and others were not sent for a price that nobody asked."""
+    sizes = (1, 2, 8, 9, 16, 17, 33, 65, 100, 129)
+    assert [CURVE.padded(n) for n in sizes] == [1, 8, 8, 16, 16, 24, 40, 72, 104, 129]
+    for size in sizes[1:]:  # as drafts of one sequence
+        assert padded_size(one_sequence(size), CURVE.fixed_sizes) == CURVE.padded(size)
     assert [CURVE.plain_size(n) for n in (1, 2, 5, 8, 9, 12, 16)] == [1, 2, 8, 8, 9, 12, 16]
     assert [CostCurve(CURVE.points).plain_size(n) for n in (1, 2, 8)] == [1, 2, 8]
     fixed = CostCurve(CURVE.points, tuple(FIXED_SIZES))
