@@ -1,15 +1,15 @@
 """Lookahead decoding, with over without, on the same prompts in turns: what it brings, and why no more.
 
-    .venv/bin/python benchmarks/bench_lookahead.py [--quick] [--rounds N] [--modes NAME ...] [--peers]
+    .venv/bin/python benchmarks/bench_lookahead.py [--quick] [--rounds N] [--every N] [--modes NAME ...] [--peers]
 
 Every ratio is of output tokens a second, with lookahead over without, greedy, answers ending where they end. Alone in
 the engine (b1) it counts from the first token to the last, which leaves out the prompt; the ratio end to end is printed
 beside it. In a batch (b4, b16: so many requests at a time, all kinds mixed) it is end to end. Without lookahead means
 the same engine, asked to do without for a request; a full run proves that an engine without a speculator is no faster.
 
-`--quick` (under 4 minutes): n-gram mode alone, 7 prompts of each kind. `--peers`: the ratio of openvino-genai's and
-llama.cpp's prompt lookup over themselves. The last line is one JSON document; `identical` is whether every answer in
-float32 was the same, token for token, however much was drafted.
+`--quick` (under 4 minutes): n-gram mode alone, every third prompt. A full run takes about an hour. `--peers`: the ratio
+of openvino-genai's and llama.cpp's prompt lookup over themselves. The last line is one JSON document; `identical` is
+whether every answer in float32 was the same, token for token, however much was drafted.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from briton.config import load_environment
 from briton.guidance.guide import Guide
 
 MODES = {mode.name: mode for mode in (NGRAM, WINDOW, BOTH, WINDOW_FORCED)}
-ROUNDS, QUICK_ROUNDS = 3, 2
-QUICK_EVERY = 3  # of a kind's prompts
-QUICK_S = 150.0  # after which no further round starts
+ROUNDS, QUICK_ROUNDS = 2, 2
+EVERY, QUICK_EVERY = 1, 3  # of a kind's prompts, the first and each so many further
+QUICK_S = 240.0  # by when the last round shall have ended
 BATCHES, QUICK_BATCHES = (4, 16), (16,)
-BATCH_REPEATS, QUICK_BATCH_REPEATS = 2, 3
+BATCH_REPEATS, QUICK_BATCH_REPEATS = 1, 3
 WARM_UP = 16  # output tokens of the runs before a round
 IDENTITY_TOKENS, QUICK_IDENTITY_TOKENS = 128, 48  # of each answer
 GUIDED = "guided_json"
@@ -67,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}, quick {QUICK_ROUNDS}")
+    parser.add_argument("--every", type=int, help=f"take every N-th prompt (default {EVERY}, quick {QUICK_EVERY})")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="of a full run")
     parser.add_argument("--peers", action="store_true", help="after `make peers`")
     parser.add_argument("--threads", type=int, default=machine.cores())
@@ -78,8 +79,8 @@ def main() -> None:
     served = prepare(limits, load_environment())
     prompts = load_prompts(served.engine_dir)
     guides = compile_guides((p.schema for p in chain(*prompts.values()) if p.schema), served.engine_dir)
-    if arguments.quick:
-        prompts = {kind: of[::QUICK_EVERY] for kind, of in prompts.items()}
+    every = arguments.every or (QUICK_EVERY if arguments.quick else EVERY)
+    prompts = {kind: of[::every] for kind, of in prompts.items()}
     print(f"{machine.describe()}; load {machine.load():.1f}; {limits}")
 
     identical = check_identity(limits, guides, prompts, arguments.quick)
