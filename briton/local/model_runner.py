@@ -116,7 +116,7 @@ class ModelRunner:
 
 def _affordable_sizes(weights_bytes: int, drafts: bool) -> list[int]:
     """The fixed sizes worth a copy of the weights each, the most useful first; logs what was decided."""
-    wanted = [8, 1, 16] if drafts else [1, 8, 16]
+    wanted = [8, 1, 4, 16] if drafts else [1, 4, 8, 16]
     sizes = wanted[: num_graph_copies(weights_bytes)]
     logger.info(
         "graphs of their own for steps of %s tokens: %.2f GiB of weights each, packed anew",

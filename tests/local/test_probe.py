@@ -50,7 +50,13 @@ def test_a_curve_of_real_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("max_num_tokens", "max_num_positions", "sizes"),
-    [(512, 64, (1, 8, 16, 24, 32)), (20, 1152, (1, 8, 16)), (512, 20, (1, 8)), (4, 1152, (1,)), (512, 2, (1,))],
+    [
+        (512, 64, (1, 4, 8, 16, 24, 32)),
+        (20, 1152, (1, 4, 8, 16)),
+        (512, 20, (1, 4, 8)),
+        (3, 1152, (1,)),
+        (512, 2, (1,)),
+    ],
 )
 def test_no_more_than_the_limits(
     monkeypatch: pytest.MonkeyPatch, max_num_tokens: int, max_num_positions: int, sizes: tuple[int, ...]
