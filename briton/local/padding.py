@@ -14,8 +14,8 @@ from briton.local.plan import StepInputs
 from briton.local.settings import BLOCK_SIZE
 
 # Sizes that a graph of its own is compiled for, and the fewest tokens of a plain decode step that are computed there:
-# 12 tokens in a graph of 16 take as long as in the graph of any size, 9 an eighth longer, 4 in a graph of 8 a twelfth; 2 to
-# 4 in a graph of 4 a twentieth less.
+# 12 tokens in a graph of 16 take as long as in the graph of any size, 9 an eighth longer, 4 in a graph of 8 a twelfth;
+# 2 to 4 in a graph of 4 a twentieth less.
 FIXED_SIZES = {1: 1, 4: 2, 8: 5, 16: 12}
 DRAFT_STEP_MULTIPLE = 8  # tokens, of a step with drafts that no fixed size holds
 MAX_PADDED_SIZE = 128  # tokens: beyond, a change of size is small beside the step
