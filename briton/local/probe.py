@@ -14,7 +14,7 @@ from briton.local.lookahead.costs import LONG_CONTEXT, CostCurve
 from briton.local.plan import StepInputs
 from briton.local.settings import BLOCK_SIZE
 
-SIZES = (1, 4, 8, 16, 24, 32, 48, 64, 96, 128)  # tokens of the steps that are timed
+SIZES = (1, 4, 8, 16, 24, 32, 64)  # tokens of the steps that are timed
 MAX_SECONDS = 1.2
 SLOW_STEP_SECONDS = 0.15
 _REPEATS = 3

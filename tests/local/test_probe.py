@@ -45,7 +45,7 @@ def test_a_curve_of_real_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [point.seconds for point in curve.points] == pytest.approx([(10 + n) * 1e-4 for n in SIZES])
     assert [point.seconds_per_context_token for point in curve.points] == pytest.approx([1e-6] * len(SIZES))
     assert curve.switch_seconds == pytest.approx(3e-4)
-    assert model.end == 1152
+    assert model.end == 1088
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
+from statistics import median_low
 from typing import Any, NamedTuple
 
 from briton.local.padding import FIXED_SIZES, draft_step_size
@@ -62,27 +63,25 @@ class CostCurve:
         switch_seconds: float = 0.0,
         max_seconds: float = 1.5,
     ) -> CostCurve:
-        """The curve through the fastest `time_step(num_tokens, num_context_tokens)`, in seconds, at ascending `sizes`.
+        """The curve through medians of `time_step(num_tokens, num_context_tokens)`, in seconds, at ascending `sizes`.
 
         All sizes are timed in turns, so that what disturbs the machine for a while meets each of them but once. Of a
-        slow machine only as many turns, and sizes, as `max_seconds` allow, two sizes at least. Nothing makes
-        a step too fast: where one seems to cost more than a larger one, it costs what the larger one does.
+        slow machine only as many turns, and sizes, as `max_seconds` allow, two sizes at least. Nothing makes a step too
+        fast: where one seems to cost more than a larger one, it costs what the larger one does.
         """
         deadline = time.monotonic() + max_seconds
-        short: list[float] = []
-        long: list[float] = []
+        timed: list[tuple[list[float], list[float]]] = []  # of each size: without context, with
         for turn in range(_TURNS):
-            for i, size in enumerate(sizes if turn == 0 else sizes[: len(short)]):
+            for i, size in enumerate(sizes if turn == 0 else sizes[: len(timed)]):
                 if (turn or i >= 2) and time.monotonic() > deadline:
                     break
-                for fastest, context in ((short, 0), (long, long_context)):
+                if turn == 0:
+                    timed.append(([], []))
+                for seconds, context in zip(timed[i], (0, long_context), strict=True):
                     time_step(size, context)  # the first of a size prepares it
-                    seconds = time_step(size, context)
-                    if turn == 0:
-                        fastest.append(seconds)
-                    fastest[i] = min(fastest[i], seconds)
-        short = _lowered(short)
-        rates = _lowered([max(0.0, b - a) / max(1, long_context) for a, b in zip(short, _lowered(long), strict=True)])
+                    seconds.append(time_step(size, context))
+        short, long = (_lowered([median_low(pair[k]) for pair in timed]) for k in (0, 1))
+        rates = _lowered([max(0.0, b - a) / max(1, long_context) for a, b in zip(short, long, strict=True)])
         measured = sizes[: len(short)]
         points = tuple(CostPoint(*point) for point in zip(measured, short, rates, strict=True))
         return cls(points, tuple(fixed_sizes), switch_seconds)
