@@ -14,7 +14,7 @@ class PromptTokensDetails(BaseModel):
 class CompletionTokensDetails(BaseModel):
     """Tokens guessed ahead, from `prediction` or from the text itself; absent where the server does not speculate."""
 
-    accepted_prediction_tokens: int  # part of the answer
+    accepted_prediction_tokens: int  # part of the answer, but for what a stop string cut off
     rejected_prediction_tokens: int  # computed, and not part of it: unlike OpenAI's, not in completion_tokens either
 
 
