@@ -15,39 +15,20 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import openvino_genai as genai
+from genai_settings import configure, parse_arguments
 from line_protocol import Run, serve
-
-BLOCK_SIZE = 32
 
 
 def main() -> None:
     """Answer workloads."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--precision", required=True)
-    parser.add_argument("--kv-cache", required=True)
-    parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--max-num-tokens", type=int, required=True)
-    parser.add_argument("--kv-cache-tokens", type=int, required=True)
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     serve(lambda: load(arguments))
 
 
 def load(arguments: argparse.Namespace) -> tuple[str, Run]:
     """Both pipelines, on the same properties."""
-    properties = {
-        "INFERENCE_NUM_THREADS": arguments.threads,
-        "INFERENCE_PRECISION_HINT": arguments.precision,
-        "KV_CACHE_PRECISION": arguments.kv_cache,
-        "PERFORMANCE_HINT": "LATENCY",
-    }
+    properties, scheduler = configure(arguments)
     single = genai.LLMPipeline(arguments.model, "CPU", **properties)
-    scheduler = genai.SchedulerConfig()
-    scheduler.max_num_batched_tokens = arguments.max_num_tokens
-    scheduler.max_num_seqs = arguments.batch
-    scheduler.num_kv_blocks = arguments.kv_cache_tokens // BLOCK_SIZE
-    scheduler.enable_prefix_caching = False
     batched = genai.ContinuousBatchingPipeline(arguments.model, scheduler, "CPU", properties)
 
     def run(prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:

@@ -18,36 +18,19 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import openvino_genai as genai
+from genai_settings import configure, parse_arguments
 from line_protocol import Run, serve
-
-BLOCK_SIZE = 32
 
 
 def main() -> None:
     """Answer requests."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    for name in ("threads", "batch", "max-num-tokens", "kv-cache-tokens"):
-        parser.add_argument(f"--{name}", type=int, required=True)
-    for name in ("precision", "kv-cache"):
-        parser.add_argument(f"--{name}", required=True)
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     serve(lambda: load(arguments))
 
 
 def load(arguments: argparse.Namespace) -> tuple[str, Run]:
     """Both pipelines, on the same properties."""
-    properties = {
-        "INFERENCE_NUM_THREADS": arguments.threads,
-        "INFERENCE_PRECISION_HINT": arguments.precision,
-        "KV_CACHE_PRECISION": arguments.kv_cache,
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    scheduler = genai.SchedulerConfig()
-    scheduler.max_num_batched_tokens = arguments.max_num_tokens
-    scheduler.max_num_seqs = arguments.batch
-    scheduler.num_kv_blocks = arguments.kv_cache_tokens // BLOCK_SIZE
-    scheduler.enable_prefix_caching = False
+    properties, scheduler = configure(arguments)
     pipelines = {
         lookup: genai.ContinuousBatchingPipeline(
             arguments.model, scheduler, "CPU", {**properties, **({"prompt_lookup": True} if lookup else {})}

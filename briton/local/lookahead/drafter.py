@@ -88,12 +88,14 @@ class Drafter:
             return Proposal(Draft.chain(self._chain), gains, sequence.num_tokens)
         self._branches = self._from_pool(sequence, limit)
         branches = [self._chain, *self._branches] if self._chain else self._branches
-        window = None
         if self._window is None:
             self._window = LookaheadWindow(self._config, sequence.token_ids, self._pool)
-        if sequence.num_tokens + self._config.window_size + self._config.ngram_size <= max_seq_len:
-            window = self._window.attach(branches).keep(max(0, self._max_draft_tokens - self._window.num_nodes))
-        draft = Draft.trie(branches).cut(self._max_draft_tokens)
+        if sequence.num_tokens + self._config.window_size + self._config.ngram_size > max_seq_len:
+            draft = Draft.trie(branches).cut(self._max_draft_tokens)
+            return Proposal(draft, self._trie_gains(draft, gains), sequence.num_tokens)
+        window = self._window.attach(branches)
+        draft = window.cut(self._max_draft_tokens)
+        window = window.keep(max(0, self._max_draft_tokens - self._window.num_nodes))
         return Proposal(
             draft,
             self._trie_gains(draft, gains),
