@@ -7,7 +7,7 @@ the engine (b1) it counts from the first token to the last, which leaves out the
 beside it. In a batch (b4, b16: so many requests at a time, all kinds mixed) it is end to end. Without lookahead means
 the same engine, asked to do without for a request; a full run proves that an engine without a speculator is no faster.
 
-`--quick` (under 4 minutes): n-gram mode alone, every other prompt, once. A full run takes about an hour. `--peers`: the ratio
+`--quick` (under 4 minutes): n-gram mode alone, every other prompt, once. A full run takes an hour. `--peers`: the ratio
 of openvino-genai's and llama.cpp's prompt lookup over themselves. The last line is one JSON document; `identical` is
 whether every answer in float32 was the same, token for token, however much was drafted.
 """
