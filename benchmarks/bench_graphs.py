@@ -81,7 +81,7 @@ def _executor(served: ServedModel, limits: Limits, info: ModelInfo, fixed_sizes:
         kv_cache_tokens=limits.kv_cache_tokens,
     )
     runner = ModelRunner(served.engine_dir, load_manifest(served.engine_dir), settings, fixed_sizes=fixed_sizes)
-    runner.warm_up(limits.batch)
+    runner.warm_up(limits.batch, runner.forward)
     return LocalExecutor(info, runner.forward, policy=settings.policy)
 
 

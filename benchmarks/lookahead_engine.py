@@ -19,6 +19,7 @@ from briton.guidance.compiler import GuideCompiler
 from briton.guidance.guide import Guide, GuideSpec
 from briton.local.lookahead.costs import CostCurve
 from briton.local.model_runner import ModelRunner
+from briton.local.plan import Forward
 from briton.text.tokenizer import Tokenizer
 
 
@@ -51,8 +52,8 @@ def start_engine(mode: Mode, limits: Limits, guides: Mapping[str, Guide]) -> Loo
     measured: list[CostCurve] = []
     measure = ModelRunner.measure_costs
 
-    def watched(runner: ModelRunner) -> CostCurve:
-        measured.append(measure(runner))
+    def watched(runner: ModelRunner, forward: Forward) -> CostCurve:
+        measured.append(measure(runner, forward))
         return CostCurve.flat() if mode.forced else measured[-1]
 
     with patch.object(ModelRunner, "measure_costs", watched):

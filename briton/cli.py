@@ -95,6 +95,16 @@ HttpPortOption = Annotated[
     int | None,
     typer.Option(metavar="PORT", min=0, max=65535, help="HTTP port. Default: the config's briton.http_port, 8000."),
 ]
+HostfileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--hostfile",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="Hosts of the ranks, as mpiexec reads them. Default: the config's briton.mpi.hostfile, or this host.",
+    ),
+]
 GrpcPortOption = Annotated[
     int | None,
     typer.Option(metavar="PORT", min=0, max=65535, help="gRPC port. Default: the config's briton.grpc_port, 50051."),
@@ -120,6 +130,7 @@ def serve(
     host: HostOption = None,
     port: HttpPortOption = None,
     grpc_port: GrpcPortOption = None,
+    hostfile: HostfileOption = None,
 ) -> None:
     """Serve a model as an OpenAI endpoint.
 
@@ -131,7 +142,7 @@ def serve(
     from briton.serve import ServeOptions
     from briton.serve import serve as run
 
-    options = ServeOptions(host, port, grpc_port, context.obj.debug)
+    options = ServeOptions(host, port, grpc_port, hostfile, context.obj.debug)
     raise typer.Exit(run(loaded, load_environment(), options, writer))
 
 
@@ -150,6 +161,7 @@ def build(config: ConfigOption) -> None:
 
 @app.command()
 def engine(
+    context: typer.Context,
     config: ConfigOption,
     engine_dir: Annotated[
         Path | None,
@@ -157,26 +169,32 @@ def engine(
     ] = None,
     host: HostOption = None,
     port: GrpcPortOption = None,
+    hostfile: HostfileOption = None,
     supervised: SupervisedOption = False,
 ) -> None:
     """Run an engine alone (gRPC).
 
     The service that gateways and cluster clients talk to, with health and reflection: see
-    proto/briton/v1/engine.proto.
+    proto/briton/v1/engine.proto. Starts all ranks of a tensor-parallel engine, or is one of them when mpiexec or srun
+    has started it.
     """
     if supervised:
         _end_with_supervisor()
-    loaded, _ = _open_config(config, "engine", supervised)
-    from briton.engine_process import run_engine
+    from briton.config import load_environment
+    from briton.engine_command import EngineOptions, as_member, run_engine_command
 
-    if engine_dir is None:
-        from briton.config import load_environment
-        from briton_engine_builder import build_engine
+    environment = load_environment()
+    with as_member(environment) as member:
+        loaded, _ = _open_config(config, "engine", supervised or member is not None, environment.mpi_rank)
+        if engine_dir is None:
+            from briton_engine_builder import build_engine
 
-        engine_dir = build_engine(loaded, load_environment())
-    host = loaded.briton.host if host is None else host
-    port = loaded.briton.grpc_port if port is None else port
-    raise typer.Exit(run_engine(loaded, engine_dir, host=host, port=port))
+            engine_dir = build_engine(loaded, environment)
+        host = loaded.briton.host if host is None else host
+        port = loaded.briton.grpc_port if port is None else port
+        options = EngineOptions(host, port, hostfile, context.obj.debug)
+        code = run_engine_command(loaded, engine_dir, options, environment, member)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -233,7 +251,9 @@ def check(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="C
     raise typer.Exit(EXIT_CONFIG_ERROR if wrong else 0)
 
 
-def _open_config(path: Path, process: str, supervised: bool = False) -> tuple[Config, LineWriter]:
+def _open_config(
+    path: Path, process: str, supervised: bool = False, rank: int | None = None
+) -> tuple[Config, LineWriter]:
     """Load a config that can be served here, and send the logs where it says.
 
     What is to be said about the config is said once: by the supervisor, where there is one.
@@ -246,7 +266,8 @@ def _open_config(path: Path, process: str, supervised: bool = False) -> tuple[Co
 
     config = load_config(path)
     substitution = local_target(config).substitution
-    writer = configure_logging(config.briton.logging.level, config.briton.logging.format, process=process)
+    rank = rank if config.tensor_parallel_size > 1 else None
+    writer = configure_logging(config.briton.logging.level, config.briton.logging.format, process=process, rank=rank)
     if not supervised:
         logger = logging.getLogger("briton.config")
         for warning in config.warnings:

@@ -296,9 +296,13 @@ class Engine:
             self._set_state(EngineState.SERVING)
 
     def on_death(self, stalled_s: float) -> None:
-        """Given up: its threads may never return."""
+        """Given up."""
+        self.give_up(f"the executor has made no step for {stalled_s:.0f} s")
+
+    def give_up(self, reason: str) -> None:
+        """End every open request with EngineDead: the executor's threads may never return."""
         self.hung = True
-        self._die(EngineDead(f"the executor has made no step for {stalled_s:.0f} s"))
+        self._die(EngineDead(reason))
 
     def _set_state(self, state: EngineState) -> None:
         if state is not self.state:

@@ -2,6 +2,7 @@
 
     engine.json             the manifest below
     rank0.safetensors ...   weights, one file a rank, already quantized and fused as the graph wants them
+                            (`briton.sharding` says which part of each matrix a rank has)
     tokenizer.json          and tokenizer_config.json, chat_template.jinja, generation_config.json where the
     checkpoint has them
 
@@ -18,7 +19,8 @@ Norms are F32 [hidden]. A matrix X is [out, in], stored as its dtype says:
                 `X.zero` [out, groups], U8 (one zero point of 0..15 a byte) or F16 (a fractional zero point, as
                 GGUF's Q4_1 has)
 
-so that weight = (q - zero) * scale. A bias is `X.bias`, F32 [out].
+so that weight = (q - zero) * scale. A bias is `X.bias`, F32 [out]. Products that are summed over ranks (`o`, `down`)
+have theirs on rank 0 alone.
 """
 
 from __future__ import annotations
@@ -29,9 +31,10 @@ from pathlib import Path
 from typing import Any
 
 from briton.errors import BuildError
+from briton.sharding import Shard, Span
 
 MANIFEST = "engine.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class EngineManifest:
     source: dict[str, str]  # checkpoint source, repo, revision
     target: str = "local"
     tensor_parallel_size: int = 1
+    shards: tuple[Shard, ...] = ()  # one a rank
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> {"size": bytes, "sha256": hex}
     format_version: int = FORMAT_VERSION
 
@@ -76,8 +80,11 @@ class EngineManifest:
         (directory / MANIFEST).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
-def load_manifest(directory: Path) -> EngineManifest:
-    """Read engine.json and check that every file it names is there with its size. Raises BuildError."""
+def load_manifest(directory: Path, rank: int | None = None) -> EngineManifest:
+    """Read engine.json and check that every file it names is there with its size. Raises BuildError.
+
+    With a `rank`, the weights of other ranks may be missing: they may be on other hosts.
+    """
     path = directory / MANIFEST
     try:
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -92,10 +99,14 @@ def load_manifest(directory: Path) -> EngineManifest:
     try:
         raw["model"] = ModelConfig(**raw["model"])
         raw["stop_token_ids"] = tuple(raw["stop_token_ids"])
+        raw["shards"] = tuple(Shard(**{key: Span(*span) for key, span in shard.items()}) for shard in raw["shards"])
         manifest = EngineManifest(**raw)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise BuildError(f"{path} does not have the fields of an engine manifest: {error}") from None
+    others = set() if rank is None else {rank_file(r) for r in range(manifest.tensor_parallel_size) if r != rank}
     for name, entry in manifest.files.items():
+        if name in others:
+            continue
         file = directory / name
         if not file.is_file() or file.stat().st_size != entry["size"]:
             raise BuildError(f"{file} is missing or truncated: build the engine again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import importlib.util
@@ -10,45 +11,53 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import anyio
 
 from briton.config import Config
 from briton.cpu import never_preempt
 from briton.engine import Engine
-from briton.errors import BuildError, Unsupported
+from briton.errors import BuildError, EngineDead, Unsupported
 from briton.executor import Executor, create_executor
 from briton.grpc_server import EngineServer
 from briton.guidance.compiler import GuideCompiler
 from briton.guidance.limits import GuideLimits
 from briton.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from briton.job.seat import Seat
+
 logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 LAST_RESPONSES_S = 2.0  # what open calls get to send what they have, when the engine has stopped
 
 
-def run_engine(config: Config, engine_dir: Path, *, host: str, port: int) -> int:
+def run_engine(config: Config, engine_dir: Path, *, host: str, port: int, seat: Seat | None = None) -> int:
     """Serve an engine directory until SIGTERM or SIGINT: 0 after a drain, 1 when the executor has died.
 
-    The port answers at once, NOT_SERVING until the model is loaded. A second signal cuts the drain short. Raises
-    BritonError when the port cannot be had or the engine cannot be loaded.
+    The port answers at once, NOT_SERVING until the model is loaded. A second signal cuts the drain short. With a `seat`
+    this is rank 0 of several, and dies with any of them. Raises BritonError when the port cannot be had or the engine
+    cannot be loaded.
     """
     uvloop = importlib.util.find_spec("uvloop") is not None
-    run = functools.partial(_run, config, engine_dir, host, port)
+    run = functools.partial(_run, config, engine_dir, host, port, seat)
     return anyio.run(run, backend_options={"use_uvloop": uvloop})
 
 
-async def _run(config: Config, engine_dir: Path, host: str, port: int) -> int:
+async def _run(config: Config, engine_dir: Path, host: str, port: int, seat: Seat | None) -> int:
     signals = _Signals()
     server = EngineServer(host, port)
     await server.start()
-    loading = asyncio.ensure_future(asyncio.to_thread(_load, config, engine_dir))
+    job = _Job(seat)
+    loading = asyncio.ensure_future(job.before_abort(asyncio.to_thread(_load, config, engine_dir, seat)))
     try:
         if not await signals.before(loading):
             await server.stop(0)
+            job.leave()
             _leave(0)  # nothing can stop the thread that loads
         executor, tokenizer, compiler = loading.result()
     except BaseException:
@@ -57,6 +66,7 @@ async def _run(config: Config, engine_dir: Path, host: str, port: int) -> int:
     never_preempt()  # from here on; the model's threads run already
     engine = Engine(executor, compiler=compiler, request_timeout_s=config.briton.request_timeout_s)
     engine.start()
+    job.watch(engine)
     server.attach(engine, tokenizer)
     info = engine.info
     logger.info(
@@ -89,10 +99,10 @@ async def _drain(engine: Engine, server: EngineServer, signals: _Signals, timeou
     logger.info("drained")
 
 
-def _load(config: Config, engine_dir: Path) -> tuple[Executor, Tokenizer, GuideCompiler | None]:
+def _load(config: Config, engine_dir: Path, seat: Seat | None) -> tuple[Executor, Tokenizer, GuideCompiler | None]:
     """Everything that takes long. Raises BritonError."""
     tokenizer = Tokenizer.load(engine_dir)
-    executor = create_executor(config, engine_dir)
+    executor = create_executor(config, engine_dir, seat)
     gc.collect()
     gc.freeze()  # what was loaded stays: no later collection walks through it
     return executor, tokenizer, _compiler(config, executor, tokenizer)
@@ -113,6 +123,47 @@ def _compiler(config: Config, executor: Executor, tokenizer: Tokenizer) -> Guide
         tokenizer_hash=tokenizer.hash,
         limits=GuideLimits(**section.model_dump()),
     )
+
+
+class _Job:
+    """The other ranks of this engine, where there are any, seen from rank 0's loop."""
+
+    def __init__(self, seat: Seat | None) -> None:
+        self._member = None if seat is None else seat.member
+        self._aborted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        if self._member is not None:
+            loop = asyncio.get_running_loop()
+            self._member.on_abort = lambda reason: _call_soon(loop, self._abort, reason)
+            self._member.on_drain = lambda: os.kill(os.getpid(), signal.SIGTERM)
+
+    async def before_abort(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """The work's result; raises EngineDead as soon as the job has failed."""
+        task = asyncio.ensure_future(work)
+        either: set[asyncio.Future[Any]] = {task, self._aborted}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if self._aborted.done() and not task.done():
+            raise EngineDead(self._aborted.result())
+        return task.result()
+
+    def watch(self, engine: Engine) -> None:
+        """From now on the engine dies with the job."""
+        if self._member is not None:
+            self._aborted.add_done_callback(lambda aborted: engine.give_up(aborted.result()))
+            self._member.serve()
+
+    def leave(self) -> None:
+        """Before an end that is no failure."""
+        if self._member is not None:
+            self._member.leave()
+
+    def _abort(self, reason: str) -> None:
+        if not self._aborted.done():
+            self._aborted.set_result(reason)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[str], None], reason: str) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has ended, and the process is about to
+        loop.call_soon_threadsafe(function, reason)
 
 
 class _Signals:

@@ -104,3 +104,8 @@ INTERNAL = Mapping(grpc.StatusCode.INTERNAL, 500, "server_error")
 def mapping_of(error: BaseException) -> Mapping:
     """The table's row for an error; INTERNAL for whatever is not in it."""
     return next((mapping for kind, mapping in ERROR_TABLE if isinstance(error, kind)), INTERNAL)
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Of a command that ends with this error: 2 for a wrong config or command line."""
+    return 2 if isinstance(error, ConfigError) else 1

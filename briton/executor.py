@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from briton.config import Config
 from briton.config.local_target import step_tokens
 from briton.config.serving import check_servable
 from briton.types import ExecutorStats, GenerationRequest, ModelInfo, TokenChunk
+
+if TYPE_CHECKING:
+    from briton.job.seat import Seat
+    from briton.local.settings import LocalSettings
 
 
 class Executor(Protocol):
@@ -49,18 +53,35 @@ class Executor(Protocol):
         ...
 
 
-def create_executor(config: Config, engine_dir: Path) -> Executor:
+def create_executor(config: Config, engine_dir: Path, seat: Seat | None = None) -> Executor:
     """Load an engine directory into the executor that the config asks for, and start it.
 
-    Raises Unsupported where this version cannot serve the config, BuildError or ConfigError where it cannot run here.
+    With a `seat` this is rank 0 of several, and the others call `follow_executor` at the same time. Raises Unsupported
+    where this version cannot serve the config, BuildError or ConfigError where it cannot run here.
     """
     check_servable(config)
     from briton.local.loader import load_local_executor  # imports openvino
+
+    communicator, rank_stats = (None, tuple) if seat is None else (seat.communicator, seat.member.all_stats)
+    return load_local_executor(engine_dir, local_settings(config), config.served_model_name, communicator, rank_stats)
+
+
+def follow_executor(config: Config, engine_dir: Path, seat: Seat) -> None:
+    """On ranks other than 0: do rank 0's executor's bidding until it shuts down. Raises as `create_executor` does, and
+    what breaks in a step."""
+    check_servable(config)
+    from briton.local.loader import follow_local_executor  # imports openvino
+
+    follow_local_executor(engine_dir, local_settings(config), seat.communicator, seat.member.serve)
+
+
+def local_settings(config: Config) -> LocalSettings:
+    """What the local executor is told."""
     from briton.local.settings import KV_CACHE_MEMORY_FRACTION, LocalSettings
 
     local = config.briton.local
     speculator = config.speculator if config.speculator is not None and config.speculator.drafts else None
-    settings = LocalSettings(
+    return LocalSettings(
         max_batch_size=config.max_batch_size,
         max_num_tokens=step_tokens(config),
         max_queue_size=config.briton.max_queue_size,
@@ -78,4 +99,3 @@ def create_executor(config: Config, engine_dir: Path) -> Executor:
         enable_b10_lookahead=bool(speculator is not None and speculator.enable_b10_lookahead),
         max_draft_tokens=(speculator.num_draft_tokens or 0) if speculator is not None else 0,
     )
-    return load_local_executor(engine_dir, settings, config.served_model_name)

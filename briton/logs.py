@@ -87,14 +87,17 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
-def configure_logging(level: str, log_format: str, *, process: str) -> LineWriter:
-    """Send all log records of this process to standard error. Returns the writer, for whoever passes other lines on."""
+def configure_logging(level: str, log_format: str, *, process: str, rank: int | None = None) -> LineWriter:
+    """Send all log records of this process to standard error; a `rank` is told in each, where there are several.
+    Returns the writer, for whoever passes other lines on."""
+    process, prefix = (process, "") if rank is None else (f"{process} rank {rank}", f"rank {rank}: ")
     writer = LineWriter(sys.stderr)
     handler = _LineHandler(writer)
     if log_format == "json":
         handler.setFormatter(_JsonFormatter(process))
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S"))
+        form = f"%(asctime)s %(levelname)s %(name)s: {prefix}%(message)s"
+        handler.setFormatter(logging.Formatter(form, "%Y-%m-%d %H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

@@ -27,6 +27,7 @@ class ServeOptions:
     host: str | None = None
     port: int | None = None
     grpc_port: int | None = None
+    hostfile: Path | None = None
     debug: bool = False
 
 
@@ -59,7 +60,7 @@ def serve(config: Config, environment: Environment, options: ServeOptions, write
         signal.signal(number, _exit_on_signal)  # a SystemExit: the builder cleans up after itself
     engine_dir = build_engine(config, environment)
     supervisor = Supervisor(
-        child_specs(config, engine_dir, addresses, writer, debug=options.debug),
+        child_specs(config, engine_dir, addresses, writer, hostfile=options.hostfile, debug=options.debug),
         policy=RestartPolicy(),
         drain_timeout_s=config.briton.drain_timeout_s,
         on_ready=functools.partial(LineWriter(sys.stdout).write_line, banner(config.served_model_name, addresses)),
@@ -81,12 +82,19 @@ def claim_addresses(config: Config, options: ServeOptions) -> Addresses:
 
 
 def child_specs(
-    config: Config, engine_dir: Path, addresses: Addresses, writer: LineWriter, *, debug: bool
+    config: Config,
+    engine_dir: Path,
+    addresses: Addresses,
+    writer: LineWriter,
+    *,
+    hostfile: Path | None = None,
+    debug: bool = False,
 ) -> tuple[ChildSpec, ChildSpec]:
     """The engine, and the gateway that starts when the engine serves."""
     briton = (sys.executable, "-u", "-m", "briton", *(["--debug"] if debug else []))
     common = ("--config", str(config.path), "--host", addresses.host, "--supervised")
-    engine_args = ("--engine-dir", str(engine_dir), "--port", str(addresses.grpc_port))
+    hosts = () if hostfile is None else ("--hostfile", str(hostfile))
+    engine_args = ("--engine-dir", str(engine_dir), "--port", str(addresses.grpc_port), *hosts)
     gateway_args = ("--engine", addresses.engine, "--tokenizer", str(engine_dir), "--port", str(addresses.http_port))
     log_format = config.briton.logging.format
     engine = ChildSpec(

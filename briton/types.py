@@ -179,6 +179,23 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class RankStats:
+    """What one of several ranks holds and did, as of its last word. Times are counters, in seconds."""
+
+    rank: int
+    host: str = ""
+    pid: int = 0
+    weights_bytes: int = 0  # of its file
+    kv_cache_bytes: int = 0  # when it is full
+    pss_bytes: int = 0  # proportional set size of its process, measured within the last seconds
+    base_pss_bytes: int = 0  # the same before it loaded anything
+    step_s: float = 0.0  # in the model: computing, and waiting for other ranks
+    all_reduce_s: float = 0.0  # of those in sums over ranks, the wait for slower ranks included
+    broadcast_s: float = 0.0  # of those in packing and sending steps: rank 0's alone
+    gather_s: float = 0.0  # of those in passing logits to rank 0
+
+
+@dataclass(frozen=True, slots=True)
 class ExecutorStats:
     """Counters (since start) and gauges (now) of an executor."""
 
@@ -198,3 +215,4 @@ class ExecutorStats:
     num_accepted_tokens: int = 0  # of those, part of an output
     step_s: float = 0.0  # counter, seconds spent in steps
     host_s: float = 0.0  # counter, the part of step_s outside the model call
+    ranks: tuple[RankStats, ...] = ()  # by rank, where there are several

@@ -133,4 +133,5 @@ def info_to_proto(info: ModelInfo) -> pb.ModelInfo:
 
 def stats_to_proto(stats: ExecutorStats) -> pb.Stats:
     """GetStats' answer: the same names."""
-    return pb.Stats(**{field.name: getattr(stats, field.name) for field in fields(stats)})
+    values = {field.name: getattr(stats, field.name) for field in fields(stats)}
+    return pb.Stats(**{**values, "ranks": [pb.RankStats(**asdict(rank)) for rank in stats.ranks]})

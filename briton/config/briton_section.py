@@ -55,6 +55,14 @@ class GuidedDecodingSection(_Strict):
         return pattern
 
 
+class MpiSection(_Strict):
+    """How the ranks of a tensor-parallel engine are started."""
+
+    mpiexec: Annotated[str, Field(min_length=1)] | None = None  # None: beside this Python, else of the PATH
+    hostfile: Annotated[Path, Field(strict=False)] | None = None  # relative to the config; None: all ranks here
+    arguments: tuple[str, ...] = Field(default=(), strict=False)  # further ones of mpiexec
+
+
 class LoggingSection(_Strict):
     """What is logged, and how it looks."""
 
@@ -75,6 +83,7 @@ class BritonSection(_Strict):
     cache_dir: Annotated[Path, Field(strict=False)] | None = None  # None: the environment's
     local: LocalSection = Field(default_factory=LocalSection)
     guided_decoding: GuidedDecodingSection = Field(default_factory=GuidedDecodingSection)
+    mpi: MpiSection = Field(default_factory=MpiSection)
     logging: LoggingSection = Field(default_factory=LoggingSection)
 
     @model_validator(mode="after")

@@ -10,6 +10,8 @@ from pathlib import Path
 from briton.errors import ConfigError
 
 _SECRET_PREFIX = "TRUSS_SECRET_"
+_MPI_RANK_NAMES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
+_MPI_SIZE_NAMES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
 _TOKEN_NAMES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ACCESS_TOKEN")
 
 
@@ -22,6 +24,9 @@ class Environment:
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)  # TRUSS_SECRET_<name>
     secrets_dir: Path = Path("/secrets")  # one file a secret, as Truss mounts them
     debug: bool = False  # BRITON_DEBUG: tracebacks with errors; any value but 0
+    mpi_rank: int | None = None  # as whoever starts ranks tells it: MPICH, Slurm, Open MPI, PMIx; None: nobody did
+    mpi_size: int | None = None  # the same; PMIx does not tell it
+    job: str | None = field(default=None, repr=False)  # BRITON_JOB: where a rank finds its hub
 
     def hf_token_for(self, runtime_secret_name: str) -> str | None:
         """The Hugging Face token of a checkpoint, the most specific first.
@@ -55,7 +60,19 @@ def load_environment(environ: Mapping[str, str] | None = None) -> Environment:
             if name.startswith(_SECRET_PREFIX)
         },
         debug=variables.get("BRITON_DEBUG", "0") != "0",
+        mpi_rank=_first_number(variables, _MPI_RANK_NAMES),
+        mpi_size=_first_number(variables, _MPI_SIZE_NAMES),
+        job=variables.get("BRITON_JOB"),
     )
+
+
+def child_variables() -> dict[str, str]:
+    """This process's environment, for a program that it starts."""
+    return dict(os.environ)
+
+
+def _first_number(variables: Mapping[str, str], names: tuple[str, ...]) -> int | None:
+    return next((int(variables[name]) for name in names if variables.get(name, "").isdigit()), None)
 
 
 def _cache_dir(variables: Mapping[str, str]) -> Path:

@@ -68,6 +68,8 @@ def _engine(config: Config) -> Iterator[tuple[str, str]]:
         f"up to {config.max_batch_size} sequences and {_step_tokens(config)} a step, "
         f"{config.scheduler_policy}, {chunked}",
     )
+    if config.tensor_parallel_size > 1:
+        yield "ranks", f"{config.tensor_parallel_size} tensor-parallel ranks, started by mpiexec"
     if config.speculator is not None:
         yield "speculator", _speculator(config.speculator)
         if config.speculator.drafts and map_quantization(config).kv_cache == "u8":

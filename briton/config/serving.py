@@ -44,11 +44,11 @@ def check_servable(config: Config) -> None:
             "the local executor serves decoder models only, no embedding, reranking or classification models",
             "trt_llm.build.base_model",
         )
-    if config.world_size > 1:
-        field = "runtime.tensor_parallel_size" if config.family == "BISV2" else "build.tensor_parallel_count"
+    if config.world_size != config.tensor_parallel_size:
         raise Unsupported(
-            f"trt_llm.{field} asks for {config.world_size} ranks: the local executor runs on one",
-            f"trt_llm.{field}",
+            f"trt_llm.build asks for {config.world_size} ranks, {config.tensor_parallel_size} of them for tensor "
+            "parallelism: the local executor has no pipeline or sequence parallelism",
+            "trt_llm.build.pipeline_parallel_count",
         )
     if not config.has_checkpoint:
         raise Unsupported(

@@ -17,18 +17,16 @@ from briton.local.block_manager import BlockManager
 from briton.local.lookahead.costs import CostCurve
 from briton.local.lookahead.speculator import Speculator
 from briton.local.output import OutputProcessor
-from briton.local.plan import ScheduledSequence, StepInputs, StepPlan, step_inputs
+from briton.local.plan import Forward, ScheduledSequence, StepPlan, step_inputs
 from briton.local.sampler import Sampler, StepLogits
 from briton.local.scheduler import Scheduler
 from briton.local.sequence import Request
 from briton.local.settings import SchedulerPolicy
 from briton.local.verification import Verified, verify
-from briton.types import ExecutorStats, FinishReason, GenerationRequest, ModelInfo, TokenChunk
+from briton.types import ExecutorStats, FinishReason, GenerationRequest, ModelInfo, RankStats, TokenChunk
 from briton.validation import check_request
 
 logger = logging.getLogger(__name__)
-
-Forward = Callable[[StepInputs], NDArray[np.float32]]
 
 
 @dataclass(slots=True)
@@ -58,9 +56,12 @@ class LocalExecutor:
         policy: SchedulerPolicy,
         enable_chunked_context: bool = True,
         costs: CostCurve | None = None,
+        close: Callable[[], None] | None = None,
+        rank_stats: Callable[[], tuple[RankStats, ...]] = tuple,
     ) -> None:
         """Start it. `costs` are asked for by an engine that speculates (`info.lookahead`): they say what it may
-        cost."""
+        cost. `close` is called by its thread at shutdown, after the last step; not after a failure. `rank_stats` are
+        those of all ranks, where there are several."""
         self.info = info
         self._chunked = enable_chunked_context
         self._blocks = BlockManager(info.kv_cache_tokens // info.kv_block_size, info.kv_block_size)
@@ -84,8 +85,11 @@ class LocalExecutor:
         self._closing = False
         self._dead: EngineDead | None = None
         self._counters = _Counters()
+        self._rank_stats = rank_stats
         # the thread alone holds the model, so that its end frees it
-        self._thread = threading.Thread(target=self._run, args=(forward,), name="briton-local-executor", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(forward, close), name="briton-local-executor", daemon=True
+        )
         self._thread.start()
 
     def submit(self, request: GenerationRequest) -> None:
@@ -136,6 +140,7 @@ class LocalExecutor:
             kv_blocks_cached=self._blocks.num_cached_free_blocks,
             num_cached_tokens=self._scheduler.num_cached_tokens,
             num_preemptions=self._scheduler.num_preemptions,
+            ranks=self._rank_stats(),
             **asdict(self._counters),
         )
 
@@ -146,11 +151,13 @@ class LocalExecutor:
             self._work.notify()
         self._thread.join()
 
-    def _run(self, forward: Forward) -> None:
+    def _run(self, forward: Forward, close: Callable[[], None] | None) -> None:
         error: EngineDead | None = None
         try:
             while self._take_in():
                 self._step(forward)
+            if close is not None:
+                close()
         except Exception as cause:
             logger.exception("the executor's step failed; every open request ends")
             error = EngineDead(f"the executor failed: {cause}")

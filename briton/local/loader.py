@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from briton.engine_dir import load_manifest
+from briton.engine_dir import EngineManifest, load_manifest
 from briton.errors import BuildError, ConfigError, InvalidRequest
 from briton.local.executor import LocalExecutor
 from briton.local.model_runner import ModelRunner
+from briton.local.plan import Forward
+from briton.local.ranks.communicator import Communicator
+from briton.local.ranks.steps import LeadingForward, follow
 from briton.local.settings import BLOCK_SIZE, LocalSettings
-from briton.types import ModelInfo, SamplingParams
+from briton.types import ModelInfo, RankStats, SamplingParams
 from briton.validation import check_sampling
 
 logger = logging.getLogger(__name__)
@@ -21,23 +25,28 @@ logger = logging.getLogger(__name__)
 GENERATION_CONFIG = "generation_config.json"
 
 
-def load_local_executor(directory: Path, settings: LocalSettings, model_name: str) -> LocalExecutor:
+def load_local_executor(
+    directory: Path,
+    settings: LocalSettings,
+    model_name: str,
+    communicator: Communicator | None = None,
+    rank_stats: Callable[[], tuple[RankStats, ...]] = tuple,
+) -> LocalExecutor:
     """Compile the model, allocate the KV cache and start the loop. Raises BuildError or ConfigError, naming file or
-    field."""
-    manifest = load_manifest(directory)
-    if manifest.tensor_parallel_size != 1:
-        raise ConfigError(
-            f"{directory} was built for {manifest.tensor_parallel_size} ranks; this executor runs 1",
-            "trt_llm.build.tensor_parallel_count",
-        )
+    field.
+
+    With a `communicator` this is rank 0 of several, and the others call `follow_local_executor` at the same time;
+    `rank_stats` are then those of all of them.
+    """
+    manifest = _checked_manifest(directory, settings, communicator)
     model = manifest.model
-    if settings.max_seq_len is not None and settings.max_seq_len > model.max_position_embeddings:
-        raise ConfigError(
-            f"max_seq_len is {settings.max_seq_len}; the model has {model.max_position_embeddings} positions",
-            "trt_llm.build.max_seq_len",
-        )
-    runner = ModelRunner(directory, manifest, settings, drafts=settings.lookahead is not None)
-    runner.warm_up(settings.max_batch_size)
+    runner = _load(directory, manifest, settings, communicator)
+    forward: Forward = runner.forward
+    close: Callable[[], None] | None = None
+    if communicator is not None:
+        leading = LeadingForward(communicator, runner.forward, manifest.shards)
+        forward, close = leading, leading.close
+    runner.warm_up(settings.max_batch_size, forward)
     kv_cache_tokens = runner.num_blocks * BLOCK_SIZE
     info = ModelInfo(
         model_name=model_name,
@@ -53,6 +62,7 @@ def load_local_executor(directory: Path, settings: LocalSettings, model_name: st
         stop_token_ids=manifest.stop_token_ids,
         default_sampling=default_sampling(directory),
         default_max_tokens=settings.default_max_tokens,
+        tensor_parallel_size=manifest.tensor_parallel_size,
         weights_dtype=manifest.weights_dtype,
         kv_cache_dtype=runner.kv_cache_dtype,
         tokenizer_hash=manifest.tokenizer_hash,
@@ -73,7 +83,7 @@ def load_local_executor(directory: Path, settings: LocalSettings, model_name: st
     )
     costs = None
     if info.lookahead is not None:
-        costs = runner.measure_costs()
+        costs = runner.measure_costs(forward)
         logger.info("lookahead decoding, up to %d draft tokens a sequence; %s", info.max_draft_tokens, costs)
         if runner.kv_cache_dtype == "u8":
             logger.warning(
@@ -81,11 +91,55 @@ def load_local_executor(directory: Path, settings: LocalSettings, model_name: st
             )
     return LocalExecutor(
         info,
-        runner.forward,
+        forward,
         policy=settings.policy,
         enable_chunked_context=settings.enable_chunked_context,
         costs=costs,
+        close=close,
+        rank_stats=rank_stats,
     )
+
+
+def follow_local_executor(
+    directory: Path, settings: LocalSettings, communicator: Communicator, on_loaded: Callable[[], None]
+) -> None:
+    """On ranks other than 0: load this rank's part, and compute what rank 0 decides until it shuts down.
+
+    Raises as `load_local_executor` does, and whatever breaks in a step.
+    """
+    manifest = _checked_manifest(directory, settings, communicator)
+    runner = _load(directory, manifest, settings, communicator)
+    on_loaded()
+    follow(communicator, runner.forward)
+
+
+def _load(
+    directory: Path, manifest: EngineManifest, settings: LocalSettings, communicator: Communicator | None
+) -> ModelRunner:
+    drafts = settings.lookahead is not None
+    runner = ModelRunner(directory, manifest, settings, drafts=drafts, peers=communicator)
+    if drafts:
+        runner.write_first_blocks()
+    if communicator is not None:
+        communicator.account.weights_bytes = runner.weights_bytes
+        communicator.account.kv_cache_bytes = runner.num_blocks * runner.block_bytes
+    return runner
+
+
+def _checked_manifest(directory: Path, settings: LocalSettings, communicator: Communicator | None) -> EngineManifest:
+    rank, size = (0, 1) if communicator is None else (communicator.rank, communicator.size)
+    manifest = load_manifest(directory, rank)
+    if manifest.tensor_parallel_size != size:
+        raise ConfigError(
+            f"{directory} was built for {manifest.tensor_parallel_size} ranks; it is started with {size}",
+            "trt_llm.build.tensor_parallel_count",
+        )
+    if settings.max_seq_len is not None and settings.max_seq_len > manifest.model.max_position_embeddings:
+        raise ConfigError(
+            f"max_seq_len is {settings.max_seq_len}; the model has {manifest.model.max_position_embeddings} positions",
+            "trt_llm.build.max_seq_len",
+        )
+    return manifest
 
 
 def default_sampling(directory: Path) -> SamplingParams:

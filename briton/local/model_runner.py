@@ -18,12 +18,15 @@ from briton.local.memory import num_graph_copies, num_kv_blocks
 from briton.local.models.decoder import build_decoder
 from briton.local.models.weights import Weights
 from briton.local.padding import MAX_PADDED_SIZE, pad_tokens, padded_size
-from briton.local.plan import StepInputs
+from briton.local.plan import Forward, StepInputs
 from briton.local.probe import first_tokens, measure_costs, one_sequence
-from briton.local.settings import BLOCK_SIZE, LocalSettings
+from briton.local.ranks.peers import Alone, Peers
+from briton.local.settings import BLOCK_SIZE, LocalSettings, Precision
 from briton.local.step_graphs import compile_step_graphs
 
 logger = logging.getLogger(__name__)
+
+_PRECISIONS: tuple[Precision, ...] = ("f32", "bf16")  # what every CPU computes first
 
 
 class ModelRunner:
@@ -38,27 +41,40 @@ class ModelRunner:
         *,
         drafts: bool = False,
         fixed_sizes: Sequence[int] | None = None,
+        peers: Peers | None = None,
     ) -> None:
         """Compile and allocate. `drafts`: steps will have drafts. `fixed_sizes` are those of FIXED_SIZES that get a
-        graph of their own; None: as many as there is memory for."""
-        core = ov.Core()
-        self.precision = settings.precision or _best_precision(core)
+        graph of their own; None: as many as there is memory for.
+
+        With `peers` this is one rank's part, and all ranks make theirs at the same time: what depends on the machine
+        (element types, sizes) is agreed upon, so that each of them runs the same graphs. `forward` then returns this
+        rank's columns of the logits.
+        """
+        core, peers = ov.Core(), peers or Alone()
+        best = settings.precision or _best_precision(core)
+        self.precision = _PRECISIONS[peers.smallest(_PRECISIONS.index(best))]
         self.kv_cache_dtype = _kv_cache_dtype(settings, manifest, self.precision)
         self.max_seq_len = min(
             settings.max_seq_len or manifest.model.max_position_embeddings, manifest.model.max_position_embeddings
         )
-        weights_path = directory / rank_file(0)
+        weights_path = directory / rank_file(peers.rank)
         self._max_num_tokens = settings.max_num_tokens
         self._weights = Weights(weights_path)
+        self.weights_bytes = weights_path.stat().st_size
         if fixed_sizes is None:
-            fixed_sizes = _affordable_sizes(weights_path.stat().st_size, drafts)
+            num_copies = peers.smallest(num_graph_copies(peers.sum_on_host(self.weights_bytes)))
+            fixed_sizes = _affordable_sizes(num_copies, self.weights_bytes, drafts)
+        threads = settings.threads or len(os.sched_getaffinity(0))
         properties = {
             "INFERENCE_PRECISION_HINT": self.precision,
             "KV_CACHE_PRECISION": self.kv_cache_dtype,
-            "INFERENCE_NUM_THREADS": settings.threads or len(os.sched_getaffinity(0)),
+            "INFERENCE_NUM_THREADS": max(1, threads // peers.ranks_on_host),
             "PERFORMANCE_HINT": "LATENCY",
+            # each process would pin its threads to the first cores
+            **({"ENABLE_CPU_PINNING": False} if peers.ranks_on_host > 1 else {}),
         }
-        model = build_decoder(manifest.model, self._weights, self.max_seq_len)
+        shard = manifest.shards[peers.rank]
+        model = build_decoder(manifest.model, self._weights, self.max_seq_len, shard, peers.sum_over_ranks)
         self._dynamic, *fixed = compile_step_graphs(core, model, properties, fixed_sizes)
         self._fixed = dict(zip(fixed_sizes, fixed, strict=True))
         ports = self._dynamic.kv_cache_ports()
@@ -70,7 +86,8 @@ class ModelRunner:
         self.block_bytes = sum(
             int(np.prod(shapes[name])) * port.get_element_type().bitwidth // 8 for name, port in ports.items()
         )
-        self.num_blocks = num_kv_blocks(settings, self.max_seq_len, self.block_bytes)
+        block_bytes = peers.sum_on_host(self.block_bytes)
+        self.num_blocks = peers.smallest(num_kv_blocks(settings, self.max_seq_len, block_bytes))
         # one block more than anybody knows of, for padding
         self._kv_cache = {
             name: ov.Tensor(port.get_element_type(), [self.num_blocks + 1, *shapes[name]])
@@ -79,9 +96,9 @@ class ModelRunner:
         for graph in (self._dynamic, *fixed):
             graph.set_kv_cache(self._kv_cache)
 
-    def warm_up(self, max_batch_size: int) -> None:
+    def warm_up(self, max_batch_size: int, forward: Forward) -> None:
         """Run one-token batches of 1, 2, 4, ... sequences, and a short prompt in every graph, so that no user pays
-        for what the plugin prepares at a first call.
+        for what the plugin prepares at a first call. `forward` is this runner's, or that of all ranks together.
 
         Writes to the cache's first blocks, which nobody has yet. Raises BuildError when the logits are not numbers.
         """
@@ -89,21 +106,28 @@ class ModelRunner:
         batches = [first_tokens(2**power) for power in range(largest.bit_length())]
         prompts = [one_sequence(min(size, self.max_seq_len)) for size in (*self._fixed, BLOCK_SIZE)]
         for inputs in batches + prompts:
-            if not np.isfinite(self.forward(inputs)).all():
+            if not np.isfinite(forward(inputs)).all():
                 raise BuildError("the model's logits are not finite numbers: its weights are damaged")
 
-    def measure_costs(self) -> CostCurve:
+    def write_first_blocks(self) -> None:
+        """Give the blocks that `measure_costs` reads pages of their own: pages never written are all one, and read too
+        fast."""
+        for tensor in self._kv_cache.values():
+            tensor.data[: -(-self._num_probed_positions // BLOCK_SIZE)] = 0
+
+    def measure_costs(self, forward: Forward) -> CostCurve:
         """What a step costs by its number of tokens: some seconds of steps, in the cache's first blocks, which nobody
         has yet."""
-        num_positions = min(LONG_CONTEXT + MAX_PADDED_SIZE, self.max_seq_len, self.num_blocks * BLOCK_SIZE)
-        for tensor in self._kv_cache.values():
-            tensor.data[: -(-num_positions // BLOCK_SIZE)] = 0  # pages never written are all one: read too fast
         return measure_costs(
-            self.forward,
+            forward,
             max_num_tokens=self._max_num_tokens,
-            max_num_positions=num_positions,
+            max_num_positions=self._num_probed_positions,
             fixed_sizes=self._fixed,
         )
+
+    @property
+    def _num_probed_positions(self) -> int:
+        return min(LONG_CONTEXT + MAX_PADDED_SIZE, self.max_seq_len, self.num_blocks * BLOCK_SIZE)
 
     def forward(self, inputs: StepInputs) -> NDArray[np.float32]:
         """Compute one step: write the new tokens' keys and values, return logits [rows, vocab], valid until the next
@@ -114,10 +138,10 @@ class ModelRunner:
         return self._fixed.get(size, self._dynamic).compute(inputs)
 
 
-def _affordable_sizes(weights_bytes: int, drafts: bool) -> list[int]:
+def _affordable_sizes(num_copies: int, weights_bytes: int, drafts: bool) -> list[int]:
     """The fixed sizes worth a copy of the weights each, the most useful first; logs what was decided."""
     wanted = [8, 1, 4, 16] if drafts else [1, 4, 8, 16]
-    sizes = wanted[: num_graph_copies(weights_bytes)]
+    sizes = wanted[:num_copies]
     logger.info(
         "graphs of their own for steps of %s tokens: %.2f GiB of weights each, packed anew",
         sizes or "no fixed number of",
@@ -132,6 +156,6 @@ def _kv_cache_dtype(settings: LocalSettings, manifest: EngineManifest, precision
     return asked if asked == "u8" else precision
 
 
-def _best_precision(core: ov.Core) -> str:
+def _best_precision(core: ov.Core) -> Precision:
     """bf16 where the CPU computes it natively, else f32."""
     return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain
 from typing import NamedTuple
 
@@ -46,6 +47,9 @@ class StepInputs(NamedTuple):
     sampled_rows: NDArray[np.int64]  # rows whose logits are wanted, in plan order
     qq_bias: NDArray[np.uint8]  # query by query masks of the sequences that have one, flattened: 1 = may attend
     qq_bias_begins: NDArray[np.int32]  # [sequences + 1], into qq_bias; an empty range is plain causal attention
+
+
+Forward = Callable[[StepInputs], NDArray[np.float32]]  # a model: logits [rows, vocab], valid until the next call
 
 
 def step_inputs(plan: StepPlan) -> StepInputs:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import replace
 from statistics import median
 
 import numpy as np
-from numpy.typing import NDArray
 
 from briton.local.lookahead.costs import LONG_CONTEXT, CostCurve
-from briton.local.plan import StepInputs
+from briton.local.plan import Forward, StepInputs
 from briton.local.settings import BLOCK_SIZE
 
 SIZES = (1, 4, 8, 16, 24, 32, 64)  # tokens of the steps that are timed
 MAX_SECONDS = 1.2
 SLOW_STEP_SECONDS = 0.15
 _REPEATS = 3
-Forward = Callable[[StepInputs], NDArray[np.float32]]
 
 
 def first_tokens(num_sequences: int) -> StepInputs:

@@ -250,7 +250,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Stats(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "kv_blocks_total", "kv_blocks_used", "kv_blocks_cached", "num_steps", "num_prompt_tokens", "num_cached_tokens", "num_output_tokens", "num_preemptions", "num_requests", "step_s", "host_s", "num_sequence_steps", "num_draft_tokens", "num_accepted_tokens")
+    __slots__ = ("num_running", "num_waiting", "kv_blocks_total", "kv_blocks_used", "kv_blocks_cached", "num_steps", "num_prompt_tokens", "num_cached_tokens", "num_output_tokens", "num_preemptions", "num_requests", "step_s", "host_s", "num_sequence_steps", "num_draft_tokens", "num_accepted_tokens", "ranks")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     KV_BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -267,6 +267,7 @@ class Stats(_message.Message):
     NUM_SEQUENCE_STEPS_FIELD_NUMBER: _ClassVar[int]
     NUM_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     kv_blocks_total: int
@@ -283,4 +284,31 @@ class Stats(_message.Message):
     num_sequence_steps: int
     num_draft_tokens: int
     num_accepted_tokens: int
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_cached: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_requests: _Optional[int] = ..., step_s: _Optional[float] = ..., host_s: _Optional[float] = ..., num_sequence_steps: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., num_accepted_tokens: _Optional[int] = ...) -> None: ...
+    ranks: _containers.RepeatedCompositeFieldContainer[RankStats]
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_cached: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_requests: _Optional[int] = ..., step_s: _Optional[float] = ..., host_s: _Optional[float] = ..., num_sequence_steps: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., num_accepted_tokens: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[RankStats, _Mapping]]] = ...) -> None: ...
+
+class RankStats(_message.Message):
+    __slots__ = ("rank", "host", "pid", "weights_bytes", "kv_cache_bytes", "pss_bytes", "base_pss_bytes", "step_s", "all_reduce_s", "broadcast_s", "gather_s")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BASE_PSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STEP_S_FIELD_NUMBER: _ClassVar[int]
+    ALL_REDUCE_S_FIELD_NUMBER: _ClassVar[int]
+    BROADCAST_S_FIELD_NUMBER: _ClassVar[int]
+    GATHER_S_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    host: str
+    pid: int
+    weights_bytes: int
+    kv_cache_bytes: int
+    pss_bytes: int
+    base_pss_bytes: int
+    step_s: float
+    all_reduce_s: float
+    broadcast_s: float
+    gather_s: float
+    def __init__(self, rank: _Optional[int] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., pss_bytes: _Optional[int] = ..., base_pss_bytes: _Optional[int] = ..., step_s: _Optional[float] = ..., all_reduce_s: _Optional[float] = ..., broadcast_s: _Optional[float] = ..., gather_s: _Optional[float] = ...) -> None: ...

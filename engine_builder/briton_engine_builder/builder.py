@@ -16,8 +16,9 @@ from briton import __version__
 from briton.config import Config, Environment
 from briton.config.local_target import LocalTarget, local_target
 from briton.config.serving import check_servable
-from briton.engine_dir import FORMAT_VERSION, EngineManifest, ModelConfig, load_manifest, rank_file
+from briton.engine_dir import FORMAT_VERSION, EngineManifest, ModelConfig, load_manifest
 from briton.errors import BuildError, ConfigError
+from briton.sharding import shard_model
 from briton_engine_builder.cache import EngineCache
 from briton_engine_builder.checkpoint import Checkpoint
 from briton_engine_builder.convert import num_weights, write_weights
@@ -85,6 +86,7 @@ def engine_key(config: Config, target: LocalTarget, fetched: FetchedCheckpoint) 
         "identity": fetched.identity,
         "quantization_type": str(config.quantization_type),
         "target": [target.attention, target.mlp, target.kv_cache, target.carry_over],
+        "tensor_parallel_size": config.tensor_parallel_size,
         "builder_version": BUILDER_VERSION,
         "format_version": FORMAT_VERSION,
     }
@@ -108,9 +110,10 @@ def _write_engine(
     directory: Path,
     progress: bool,
 ) -> None:
+    shards = shard_model(checkpoint.model, config.tensor_parallel_size)
     checkpoint.write_tokenizer(directory)  # first, since it may fail, and quickly
     with ProgressBar("Building the engine", num_weights(checkpoint), shown=progress) as bar:
-        weights_dtype = write_weights(checkpoint, target, directory / rank_file(0), bar.advance)
+        weights_dtype = write_weights(checkpoint, target, shards, directory, bar.advance)
     if checkpoint.generation_config:
         text = json.dumps(checkpoint.generation_config, indent=2) + "\n"
         (directory / GENERATION_CONFIG).write_text(text, encoding="utf-8")
@@ -131,6 +134,8 @@ def _write_engine(
         stop_token_ids=checkpoint.stop_token_ids,
         builder_version=BUILDER_VERSION,
         source=fetched.source,
+        tensor_parallel_size=len(shards),
+        shards=shards,
         files=files,
     ).save(directory)
 

@@ -1,31 +1,36 @@
-"""From an open checkpoint to the weights of an engine: which encoding each matrix gets; the writing, on all cores."""
+"""From an open checkpoint to the weights of an engine: which encoding each matrix gets; the writing, on all cores,
+one file a rank."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from briton.engine_dir import rank_file
 from briton.errors import BuildError
+from briton.sharding import Shard
 from briton_engine_builder.checkpoint import Checkpoint
 from briton_engine_builder.encodings import GROUP, Arrays, BFloat16, Encoding, Float32, Int4Groups, Int8Rows
 from briton_engine_builder.gguf_blocks import carried_encoding
-from briton_engine_builder.llama import Matrix, matrices, vectors
-from briton_engine_builder.tensor import Tensor
-from briton_engine_builder.weights_file import WeightsFile
+from briton_engine_builder.llama import Matrix, Vector, matrices, vectors
+from briton_engine_builder.rank_cut import Cut, cut
+from briton_engine_builder.weights_file import SPARE_BYTES, WeightsFile, check_free_space
 
 logger = logging.getLogger(__name__)
 
 _ENCODINGS: dict[str, type[Encoding]] = {"f32": Float32, "bf16": BFloat16, "int8": Int8Rows, "int4": Int4Groups}
 _SLICE_WEIGHTS = 1 << 20  # weights in one slice of work: 4 MB in float32, near the size of a cache
 _MAX_THREADS = 16
+_METADATA = {"format": "briton"}
 
 
 class Target(Protocol):
@@ -47,25 +52,37 @@ class Target(Protocol):
         ...
 
 
-def write_weights(checkpoint: Checkpoint, target: Target, path: Path, advance: Callable[[int], None]) -> str:
-    """Write a checkpoint's weights as one file; return what was stored, as EngineManifest.weights_dtype says it.
+def write_weights(
+    checkpoint: Checkpoint, target: Target, shards: Sequence[Shard], directory: Path, advance: Callable[[int], None]
+) -> str:
+    """Write a checkpoint's weights, one file a shard; return what was stored, as EngineManifest.weights_dtype says it.
 
-    `advance` is called with the weights done since its last call, from several threads. Raises BuildError.
+    Every weight is encoded once, as a whole row, whatever ranks share it: they compute with the numbers that one rank
+    would have. `advance` is called with the weights done since its last call, from several threads. Raises BuildError.
     """
     plan = [(matrix, choose_encoding(matrix, target)) for matrix in matrices(checkpoint)]
     norms = list(vectors(checkpoint))
-    arrays: Arrays = {norm.name: ("F32", norm.tensor.shape) for norm in norms}
-    for matrix, encoding in plan:
-        for suffix, array in encoding.arrays(*matrix.shape).items():
-            arrays[matrix.name + suffix] = array
-        if any(matrix.biases):
-            arrays[f"{matrix.name}.bias"] = ("F32", matrix.shape[:1])
-    with WeightsFile(path, arrays, {"format": "briton"}) as file:
+    ranks = range(len(shards))
+    cuts = [[cut(matrix, checkpoint.model, shards[rank], rank) for rank in ranks] for matrix, _ in plan]
+    with ExitStack() as stack:
+        files = [
+            WeightsFile(directory / rank_file(rank), _arrays(plan, [of[rank] for of in cuts], norms), _METADATA)
+            for rank in ranks
+        ]
+        check_free_space(directory, sum(file.size for file in files) + SPARE_BYTES, "the weights")
+        for file in files:
+            stack.enter_context(file)
         for norm in norms:
-            file.write_rows(norm.name, 0, norm.tensor.read())
+            values = norm.tensor.read()
+            for file in files:
+                file.write_rows(norm.name, 0, values)
         threads = min(_MAX_THREADS, os.cpu_count() or 1)
         with ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:
-            slices = [job for matrix, encoding in plan for job in _slices(matrix, encoding, file, advance)]
+            slices = [
+                job
+                for (matrix, encoding), of in zip(plan, cuts, strict=True)
+                for job in _slices(matrix, encoding, list(zip(files, of, strict=True)), advance)
+            ]
             futures = [pool.submit(job) for job in slices]
             try:
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
@@ -107,35 +124,53 @@ def describe_stored(stored: list[tuple[str, str]]) -> str:
     return mlp if mlp == attention else f"{mlp}/{attention}"
 
 
+def _arrays(plan: Sequence[tuple[Matrix, Encoding]], cuts: Sequence[Cut], norms: Sequence[Vector]) -> Arrays:
+    """What one rank's file holds."""
+    arrays: Arrays = {norm.name: ("F32", norm.tensor.shape) for norm in norms}
+    for (matrix, encoding), its in zip(plan, cuts, strict=True):
+        for suffix, (dtype, (_, width)) in encoding.arrays(*matrix.shape).items():
+            columns = its.columns_of(width, matrix)
+            arrays[matrix.name + suffix] = (dtype, (its.num_rows, columns.size))
+        if any(matrix.biases) and its.has_bias:
+            arrays[f"{matrix.name}.bias"] = ("F32", (its.num_rows,))
+    return arrays
+
+
 def _slices(
-    matrix: Matrix, encoding: Encoding, file: WeightsFile, advance: Callable[[int], None]
+    matrix: Matrix, encoding: Encoding, ranks: list[tuple[WeightsFile, Cut]], advance: Callable[[int], None]
 ) -> list[Callable[[], None]]:
     """The work of one matrix, cut into pieces of a bounded size."""
     jobs: list[Callable[[], None]] = []
     step = max(1, _SLICE_WEIGHTS // matrix.shape[1])
-    above = 0  # rows of the parts before
-    for part, bias in zip(matrix.parts, matrix.biases, strict=True):
+    for number, (part, bias) in enumerate(zip(matrix.parts, matrix.biases, strict=True)):
         for start in range(0, part.shape[0], step):
             stop = min(start + step, part.shape[0])
-            jobs.append(partial(_write_slice, file, matrix.name, encoding, part, start, stop, above, advance))
+            jobs.append(partial(_write_slice, matrix, number, encoding, ranks, start, stop, advance))
         if any(matrix.biases):
             values = np.zeros(part.shape[0], np.float32) if bias is None else bias.read()
-            file.write_rows(f"{matrix.name}.bias", above, values)
-        above += part.shape[0]
+            for file, its in ranks:
+                if its.has_bias:
+                    file.write_rows(f"{matrix.name}.bias", its.above(number), values[slice(*its.rows[number])])
     return jobs
 
 
 def _write_slice(
-    file: WeightsFile,
-    name: str,
+    matrix: Matrix,
+    number: int,
     encoding: Encoding,
-    part: Tensor,
+    ranks: list[tuple[WeightsFile, Cut]],
     start: int,
     stop: int,
-    above: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Rows start..stop of a part, which lies below `above` other rows of its matrix."""
+    """Rows start..stop of a matrix's part of that number, encoded and dealt out to the ranks that share them."""
+    part = matrix.parts[number]
     for suffix, rows in encoding.encode(part, start, stop).items():
-        file.write_rows(name + suffix, above + start, rows)
+        for file, its in ranks:
+            own = its.rows[number]
+            begin, end = max(start, own.begin), min(stop, own.end)
+            if begin < end:
+                columns = its.columns_of(rows.shape[1], matrix)
+                mine = rows[begin - start : end - start, slice(*columns)]
+                file.write_rows(matrix.name + suffix, its.above(number) + begin - own.begin, mine)
     advance((stop - start) * part.shape[1])

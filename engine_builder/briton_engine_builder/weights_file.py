@@ -18,7 +18,7 @@ from briton_engine_builder.tensor import Rows
 
 _ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
 _ALIGNMENT = 64  # of the first tensor, in bytes: a mapped file is read by vector instructions
-_SPARE_BYTES = 64 * 1024**2  # left free for the tokenizer and whatever else the machine writes meanwhile
+SPARE_BYTES = 64 * 1024**2  # left free for the tokenizer and whatever else the machine writes meanwhile
 
 
 class WeightsFile:
@@ -37,13 +37,13 @@ class WeightsFile:
         for name, (dtype, shape) in sorted(arrays.items(), key=lambda item: -_ITEM_BYTES[item[1][0]]):
             size = math.prod(shape) * _ITEM_BYTES[dtype]
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
-            self._begin[name], self._row_bytes[name] = end, size // shape[0]
+            self._begin[name], self._row_bytes[name] = end, size // max(1, shape[0])
             end += size
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-(8 + len(text)) % _ALIGNMENT)
         self._data_start = 8 + len(text)
         self.size = self._data_start + end
-        check_free_space(path.parent, self.size + _SPARE_BYTES, path.name)
+        check_free_space(path.parent, self.size + SPARE_BYTES, path.name)
         self._descriptor = -1
         self._header = len(text).to_bytes(8, "little") + text
 

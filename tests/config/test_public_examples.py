@@ -95,9 +95,8 @@ def test_lookahead() -> None:
         ("Briton-qwen-qwen3-235b-a22b-instruct-2507-fp8", 8),
     ],
 )
-def test_tensor_parallelism_cannot_be_served_here(name: str, ranks: int) -> None:
+def test_tensor_parallelism(name: str, ranks: int) -> None:
     config = example(name)
-    assert config.tensor_parallel_size == ranks
-    with pytest.raises(Unsupported, match=f"asks for {ranks} ranks") as caught:
-        check_servable(config)
-    assert caught.value.field == "trt_llm.build.tensor_parallel_count"
+    check_servable(config)
+    assert config.tensor_parallel_size == config.world_size == ranks
+    assert f"{ranks} tensor-parallel ranks" in report(config)

@@ -97,7 +97,7 @@ def test_v2(load_changed: LoadChanged) -> None:
     ("changes", "part"),
     [
         ({"trt_llm.build.base_model": "encoder_bert"}, "base_model is encoder_bert (BEI-Bert)"),
-        ({"trt_llm.build.tensor_parallel_count": 2}, "tensor_parallel_count asks for 2 ranks"),
+        ({"trt_llm.build.pipeline_parallel_count": 2}, "no pipeline or sequence parallelism"),
         ({"briton.executor": "trtllm"}, "no TensorRT-LLM executor"),
     ],
 )

@@ -115,7 +115,7 @@ def test_max_seq_len_beyond_the_model(tiny_llama: TinyLlama, tmp_path: Path, env
         ({"source": "GCS", "repo": "bucket/path"}, "checkpoints from GCS cannot be fetched by this version: use HF"),
         ({"source": "S3", "repo": "bucket/path"}, "checkpoints from S3"),
         ({"source": "REMOTE_URL", "repo": "https://host/x.tar.gz"}, "checkpoints from REMOTE_URL"),
-        ({"tensor_parallel_count": 2}, "asks for 2 ranks"),
+        ({"sequence_parallel_count": 2}, "no pipeline or sequence parallelism"),
         ({"base_model": "encoder"}, "base_model is encoder"),
     ],
 )

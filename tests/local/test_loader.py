@@ -32,7 +32,7 @@ def test_an_engine_that_speculates(
 ) -> None:
     """It says so, with its sizes; and that a u8 cache makes a difference. Drafts are free here: measured on a busy
     machine, those of so small a model may not pay."""
-    monkeypatch.setattr(ModelRunner, "measure_costs", lambda runner: CostCurve.flat())
+    monkeypatch.setattr(ModelRunner, "measure_costs", lambda runner, forward: CostCurve.flat())
     settings = LocalSettings(
         max_batch_size=2,
         max_num_tokens=32,

@@ -203,7 +203,7 @@ def test_only_the_rows_that_are_wanted(steps: Steps) -> None:
 
 
 def test_costs_of_real_steps(runner: ModelRunner) -> None:
-    curve = runner.measure_costs()
+    curve = runner.measure_costs(runner.forward)
     assert curve.sizes[:2] == (1, 4)  # the others when the machine is not too busy
     assert curve.fixed_sizes in ((1, 4, 8, 16), ())
     assert all(point.seconds > 0 for point in curve.points)
@@ -214,8 +214,8 @@ def test_the_smallest_limits(engine: Path, fixed_sizes: Sequence[int]) -> None:
     """Two blocks, eight positions: what warms up and measures stays within."""
     settings = replace(SETTINGS, kv_cache_tokens=2 * BLOCK_SIZE, max_seq_len=8, max_num_tokens=3)
     runner = ModelRunner(engine, load_manifest(engine), settings, fixed_sizes=fixed_sizes)
-    runner.warm_up(8)
-    assert runner.measure_costs().sizes == (1,)
+    runner.warm_up(8, runner.forward)
+    assert runner.measure_costs(runner.forward).sizes == (1,)
 
 
 @pytest.mark.slow

@@ -17,24 +17,32 @@ from numpy.typing import NDArray
 from openvino.op import _PagedAttentionExtension as PagedAttention
 
 from briton.engine_dir import ModelConfig
+from briton.local.models.all_reduce import AllReduce, SumOverRanks
 from briton.local.models.rope import rope_tables
 from briton.local.models.weights import Weights
+from briton.sharding import Shard
 
 
-def build_decoder(model: ModelConfig, weights: Weights, num_positions: int) -> ov.Model:
-    """The graph of `model` for positions 0..num_positions-1. Inputs are named as `briton.local.plan.StepInputs`,
-    output is `logits` [rows, vocab].
+def build_decoder(
+    model: ModelConfig, weights: Weights, num_positions: int, shard: Shard, sum_over_ranks: SumOverRanks | None
+) -> ov.Model:
+    """The graph of one rank's `shard` of `model`, for positions 0..num_positions-1. Inputs are named as
+    `briton.local.plan.StepInputs`, output is `logits` [rows, the shard's vocab].
+
+    `sum_over_ranks` adds up what ranks computed: None where one rank has all.
 
     The key_cache.L and value_cache.L inputs have no type or shape: the plugin picks both, to be read off the
     compiled model.
     """
-    return _Decoder(model, weights).build(num_positions)
+    return _Decoder(model, weights, shard, sum_over_ranks).build(num_positions)
 
 
 class _Decoder:
-    def __init__(self, model: ModelConfig, weights: Weights) -> None:
+    def __init__(self, model: ModelConfig, weights: Weights, shard: Shard, sum_over_ranks: SumOverRanks | None) -> None:
         self._model = model
         self._weights = weights
+        self._shard = shard
+        self._sum_over_ranks = sum_over_ranks
         self._params: list[ov.op.Parameter] = []
 
     def build(self, num_positions: int) -> ov.Model:
@@ -55,8 +63,7 @@ class _Decoder:
         self._cos, self._sin = (
             ops.gather(ops.constant(table), position_ids, _ints(0)) for table in rope_tables(m, num_positions)
         )  # [tokens, 1, 1, head_dim]
-        embedding = w.matrix("embed_tokens")
-        x = ops.gather(embedding, token_ids, _ints(0))  # [tokens, hidden]
+        x = self._embedding(token_ids)  # [tokens, hidden]
         for layer in range(m.num_hidden_layers):
             x = ops.add(x, self._attention(layer, self._norm(x, f"layers.{layer}.input_norm")))
             x = ops.add(x, self._mlp(layer, self._norm(x, f"layers.{layer}.post_attention_norm")))
@@ -65,9 +72,20 @@ class _Decoder:
         logits.output(0).get_tensor().set_names({"logits"})
         return ov.Model([ops.result(logits)], self._params, m.architecture)
 
+    def _embedding(self, token_ids: ov.Node) -> ov.Node:
+        embedding = self._weights.matrix("embed_tokens")
+        if self._sum_over_ranks is None:
+            return ops.gather(embedding, token_ids, _ints(0))
+        rows = ops.subtract(token_ids, _ints(self._shard.vocab.begin))
+        own = ops.clamp(rows, 0, self._shard.vocab.size - 1)
+        is_own = ops.unsqueeze(ops.convert(ops.equal(rows, own), np.float32), _ints(1))  # [tokens, 1]
+        return self._summed(ops.multiply(ops.gather(embedding, own, _ints(0)), is_own))
+
+    def _summed(self, part: ov.Node) -> ov.Node:
+        return part if self._sum_over_ranks is None else AllReduce(part.output(0), self._sum_over_ranks)
+
     def _attention(self, layer: int, x: ov.Node) -> ov.Node:
-        m = self._model
-        heads, kv_heads, dim = m.num_attention_heads, m.num_key_value_heads, m.head_dim
+        heads, kv_heads, dim = self._shard.heads.size, self._shard.key_value_heads.size, self._model.head_dim
         qkv = self._linear(x, f"layers.{layer}.qkv")
         sizes = np.array([heads * dim, kv_heads * dim, kv_heads * dim], np.int64)
         query, key, value = ops.variadic_split(qkv, _ints(1), ops.constant(sizes)).outputs()
@@ -76,11 +94,11 @@ class _Decoder:
             for kind in ("key", "value")
         ]
         attended = self._paged_attention(self._rotary(query, heads), self._rotary(key, kv_heads), value, caches)
-        return self._linear(attended, f"layers.{layer}.o")
+        return self._summed(self._linear(attended, f"layers.{layer}.o"))
 
     def _mlp(self, layer: int, x: ov.Node) -> ov.Node:
         gate, up = ops.split(self._linear(x, f"layers.{layer}.gate_up"), _ints(1), 2).outputs()
-        return self._linear(ops.multiply(ops.swish(gate), up), f"layers.{layer}.down")
+        return self._summed(self._linear(ops.multiply(ops.swish(gate), up), f"layers.{layer}.down"))
 
     def _linear(self, x: ov.Node | ov.Output, name: str) -> ov.Node:
         product = ops.matmul(x, self._weights.matrix(name), False, True)
@@ -128,8 +146,8 @@ class _Decoder:
             ]
         )
         info = node.get_rt_info()
-        info["num_k_heads"], info["k_head_size"] = m.num_key_value_heads, m.head_dim
-        info["num_v_heads"], info["v_head_size"] = m.num_key_value_heads, m.head_dim
+        info["num_k_heads"] = info["num_v_heads"] = self._shard.key_value_heads.size
+        info["k_head_size"] = info["v_head_size"] = m.head_dim
         return node.output(0)
 
     def _input(self, name: str, shape: Sequence[int], dtype: Any) -> ov.op.Parameter:

@@ -1,0 +1,99 @@
+"""What `briton engine` runs: the engine itself, one rank of it, or the job of all its ranks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from briton.config import Config, Environment
+from briton.config.environment import child_variables
+from briton.errors import BritonError, ConfigError, exit_code_of
+
+if TYPE_CHECKING:
+    from briton.job.member import Member
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What the command line says."""
+
+    host: str
+    port: int
+    hostfile: Path | None = None  # None: the config's
+    debug: bool = False
+
+
+@contextmanager
+def as_member(environment: Environment) -> Iterator[Member | None]:
+    """This process's membership, if it is a rank that a launcher of ours has started: whatever it fails in from now on
+    is told to the job, which then ends."""
+    if environment.job is None or environment.mpi_rank is None:
+        yield None
+        return
+    from briton.job.member import Member
+    from briton.job.messages import HubAddress
+
+    member = Member(HubAddress.parse(environment.job), environment.mpi_rank)
+    try:
+        yield member
+    except BritonError as error:
+        member.fail(error.message, exit_code_of(error))
+        raise
+
+
+def run_engine_command(
+    config: Config, engine_dir: Path, options: EngineOptions, environment: Environment, member: Member | None = None
+) -> int:
+    """Blocks until the engine has ended; returns the exit code. Raises BritonError.
+
+    Several ranks are started by this process, unless it is one of them already (mpiexec or srun was called first).
+    """
+    size = config.tensor_parallel_size
+    if environment.mpi_rank is not None and max(size, environment.mpi_size or 1) > 1:
+        from briton.rank_process import run_rank
+
+        return run_rank(
+            config,
+            engine_dir,
+            host=options.host,
+            port=options.port,
+            rank=environment.mpi_rank,
+            member=member,
+        )
+    if size == 1:
+        from briton.engine_process import run_engine
+
+        return run_engine(config, engine_dir, host=options.host, port=options.port)
+    return _run_job(config, engine_dir, options)
+
+
+def _run_job(config: Config, engine_dir: Path, options: EngineOptions) -> int:
+    from briton.job.launcher import JOB_VARIABLE, Launcher
+    from briton.job.mpiexec import find_mpiexec
+
+    mpi = config.briton.mpi
+    hostfile = options.hostfile or (None if mpi.hostfile is None else config.path.parent / mpi.hostfile)
+    if hostfile is not None and not hostfile.is_file():
+        raise ConfigError(f"the hostfile {hostfile} does not exist", "briton.mpi.hostfile")
+    size = config.tensor_parallel_size
+    command = find_mpiexec(mpi.mpiexec).command(
+        rank_program(config, engine_dir, options),
+        size,
+        variables=(JOB_VARIABLE, "PATH", "LD_LIBRARY_PATH"),
+        hostfile=hostfile,
+        arguments=mpi.arguments,
+    )
+    return Launcher(command, size, child_variables()).run()
+
+
+def rank_program(config: Config, engine_dir: Path, options: EngineOptions) -> tuple[str, ...]:
+    """The command of each rank: paths are absolute, since hosts differ in where it runs."""
+    return (
+        *(sys.executable, "-u", "-m", "briton", *(["--debug"] if options.debug else []), "engine"),
+        *("--config", str(config.path.absolute()), "--engine-dir", str(engine_dir.absolute())),
+        *("--host", options.host, "--port", str(options.port)),
+    )

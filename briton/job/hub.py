@@ -1,0 +1,225 @@
+"""The hub of a job: every rank's member tells it twice a second and more that it lives, and where it is.
+
+It decides alone when a job has failed, and then says so to every member; what follows is the business of whoever
+started it. A rank whose connection ends without a farewell is dead; the rest is `verdict.judge`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import logging
+import secrets
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+from briton.job.messages import BEAT_S, HubAddress, Lines, encode
+from briton.job.progress import Phase, Progress, Snapshot
+from briton.job.verdict import RankState, judge, name
+
+logger = logging.getLogger(__name__)
+
+MEETING_S = 60.0  # what all ranks have to appear
+_MAX_LAG_S = 1.0  # a hub that was itself stopped for so long starts its clocks anew
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a job has failed: one sentence, and the exit code of the command."""
+
+    message: str
+    exit_code: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """Rank 0 has left as it should: the job is over."""
+
+
+@dataclass(eq=False, slots=True)
+class _Connection:
+    socket: socket.socket
+    lines: Lines
+    rank: int | None = None  # None until it has introduced itself
+    host: str = ""
+    pid: int = 0
+    heard_at: float = 0.0
+    is_serving: bool = False
+    progress: Snapshot = field(default_factory=Progress().snapshot)
+    stats: dict[str, Any] = field(default_factory=dict)
+
+
+class Hub:
+    """Listens for `size` ranks; its thread runs from `start` to `close`."""
+
+    def __init__(
+        self, size: int, on_event: Callable[[Failure | Departure], None], *, meeting_s: float = MEETING_S
+    ) -> None:
+        """`on_event` is called from the hub's thread: once for a failure, when the members have been told; once when
+        rank 0 leaves."""
+        self._size = size
+        self._on_event = on_event
+        self._listener = socket.create_server(("", 0), backlog=size + 8)
+        self._listener.setblocking(False)
+        self.address = HubAddress(_own_addresses(), self._listener.getsockname()[1], secrets.token_hex(16))
+        self._connections: list[_Connection] = []
+        self._gone: set[int] = set()  # ranks that have said farewell
+        self._outbox: list[bytes] = []  # for all members
+        self._lock = threading.Lock()
+        self._failure: Failure | None = None
+        self._closing = False
+        self._deadline = time.monotonic() + meeting_s
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="job hub", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread. The time that ranks have to appear counts from the hub's making."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening; members that are still there take it for the job's end."""
+        self._closing = True
+        self._thread.join(timeout=2.0)
+
+    def drain(self) -> bool:
+        """Ask rank 0 to drain; a second time, to cut it short. False when there is no rank 0 yet. From any thread."""
+        if not any(connection.rank == 0 for connection in list(self._connections)):
+            return False
+        with self._lock:
+            self._outbox.append(encode("drain"))
+        return True
+
+    def pids_on(self, host: str) -> list[int]:
+        """Processes of ranks on a host."""
+        return [c.pid for c in list(self._connections) if c.host == host and c.pid]
+
+    def _run(self) -> None:
+        next_beat = seen = time.monotonic()
+        while not self._closing:
+            for key, _ in self._selector.select(timeout=BEAT_S / 2):
+                if key.fileobj is self._listener:
+                    self._accept()
+                else:
+                    self._receive(key.data)
+            now = time.monotonic()
+            if now - seen > _MAX_LAG_S:  # this process was stopped, or starved: what members said lies in the sockets
+                self._forgive(now)
+            seen = now
+            with self._lock:
+                messages, self._outbox = self._outbox, []
+            if now >= next_beat:
+                next_beat = now + BEAT_S
+                messages.append(self._beat())
+            self._send(b"".join(messages))
+            self._judge(now)
+        for connection in self._connections:
+            connection.socket.close()
+        self._listener.close()
+
+    def _beat(self) -> bytes:
+        members = [c for c in self._connections if c.rank is not None]
+        return encode(
+            "beat",
+            peers=[[c.rank, c.host, c.pid] for c in members],
+            stats=[c.stats for c in sorted(members, key=lambda c: c.rank or 0) if c.stats],
+        )
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            accepted, _ = self._listener.accept()
+            accepted.setblocking(False)
+            connection = _Connection(accepted, Lines(accepted), heard_at=time.monotonic())
+            self._connections.append(connection)
+            self._selector.register(accepted, selectors.EVENT_READ, connection)
+
+    def _receive(self, connection: _Connection) -> None:
+        try:
+            for message in connection.lines.receive():
+                self._handle(connection, message)
+        except BlockingIOError:
+            return
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            self._drop(connection)
+            if connection.rank is not None and connection.rank not in self._gone:
+                self._fail(Failure(f"{name(connection.rank, connection.host)} is gone"))
+            elif connection.rank is None:
+                logger.debug("a connection that was no rank's: %s", error)
+
+    def _handle(self, connection: _Connection, message: dict[str, Any]) -> None:
+        connection.heard_at = time.monotonic()
+        kind = message["kind"]
+        if connection.rank is None:
+            if kind != "hello" or not hmac.compare_digest(str(message["token"]), self.address.token):
+                raise ConnectionError("a stranger")
+            connection.host, connection.pid = str(message["host"]), int(message["pid"])
+            connection.rank = int(message["rank"])
+            logger.info("%s has joined, pid %d", name(connection.rank, connection.host), connection.pid)
+        elif kind == "beat":
+            phase, *numbers = message["progress"]
+            connection.progress = Snapshot(Phase(phase), *numbers)
+            connection.is_serving = bool(message["serving"])
+            connection.stats = message["stats"]
+        elif kind == "failed":
+            failed = name(connection.rank, connection.host)
+            self._fail(Failure(f"{failed}: {message['message']}", int(message["exit_code"])))
+        elif kind == "farewell":
+            self._gone.add(connection.rank)
+            if connection.rank == 0:
+                self._on_event(Departure())
+
+    def _judge(self, now: float) -> None:
+        if self._gone:
+            return  # the job is ending: everybody leaves when it is done
+        members = {c.rank: c for c in self._connections if c.rank is not None}
+        if len(members) < self._size:
+            if now > self._deadline:
+                missing = ", ".join(str(rank) for rank in range(self._size) if rank not in members)
+                self._fail(Failure(f"rank {missing} of {self._size} did not start in time"))
+            return
+        states = {
+            rank: RankState(c.host, now - c.heard_at, c.is_serving, c.progress) for rank, c in sorted(members.items())
+        }
+        if sentence := judge(states):
+            self._fail(Failure(sentence))
+
+    def _fail(self, failure: Failure) -> None:
+        if self._failure is not None or self._gone:
+            return
+        self._failure = failure
+        self._send(encode("abort", message=failure.message))
+        self._on_event(failure)
+
+    def _send(self, data: bytes) -> None:
+        """A member that does not read is stopped or cut off: its silence is judged, not its full socket."""
+        for connection in self._connections:
+            if data and connection.rank is not None:
+                with contextlib.suppress(OSError):
+                    connection.socket.send(data)
+
+    def _forgive(self, now: float) -> None:
+        for connection in self._connections:
+            connection.heard_at = now
+
+    def _drop(self, connection: _Connection) -> None:
+        self._selector.unregister(connection.socket)
+        self._connections.remove(connection)
+        connection.socket.close()
+
+
+def _own_addresses() -> tuple[str, ...]:
+    """This machine's addresses, those that other machines may reach first."""
+    found = [
+        address.address
+        for addresses in psutil.net_if_addrs().values()
+        for address in addresses
+        if address.family == socket.AF_INET
+    ]
+    return tuple(sorted(set(found), key=lambda address: (address.startswith("127."), found.index(address))))

@@ -1,0 +1,146 @@
+"""A rank's side of the hub: it says that the rank lives, and hears when the job is over.
+
+Its thread shares nothing with the threads that compute but the interpreter's lock, so it speaks while they wait for
+other ranks, and is silent only when the whole process is stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from briton.errors import BritonError
+from briton.job.memory import proportional_set_size
+from briton.job.messages import BEAT_S, HubAddress, Lines, encode
+from briton.job.progress import Progress
+from briton.job.verdict import LOADING_SILENCE_S, SILENCE_S
+from briton.types import RankStats
+
+logger = logging.getLogger(__name__)
+
+_CONNECT_S = 3.0  # for each of the hub's addresses
+_MEASURE_S = 5.0  # between two measurements of memory
+
+
+class Member:
+    """One rank's connection to its hub. `on_abort(reason)` and `on_drain()` are called from its thread."""
+
+    def __init__(self, address: HubAddress, rank: int) -> None:
+        """Connect, and start the thread. Raises BritonError when no hub answers."""
+        self.rank = rank
+        self.host = socket.gethostname()
+        self.progress = Progress()  # written by the thread that runs the model
+        self.on_abort: Callable[[str], None] = _leave
+        self.on_drain: Callable[[], None] = lambda: None
+        self.own_stats: Callable[[], RankStats] = lambda: RankStats(rank)
+        self.is_serving = False
+        self._all_stats: list[dict[str, Any]] = []
+        self._peers: list[tuple[int, str, int]] = []
+        self._lock = threading.Lock()  # of the socket
+        self._left = False
+        self._socket = _connect(address)
+        self._lines = Lines(self._socket)
+        self._say(encode("hello", token=address.token, rank=rank, host=self.host, pid=os.getpid()))
+        self._thread = threading.Thread(target=self._run, name="job member", daemon=True)
+        self._thread.start()
+
+    def all_stats(self) -> tuple[RankStats, ...]:
+        """What every rank last said of itself, by rank. From any thread."""
+        return tuple(RankStats(**fields) for fields in self._all_stats)
+
+    def fail(self, message: str, exit_code: int = 1) -> None:
+        """Tell the hub that this rank cannot go on; the job ends."""
+        self._say(encode("failed", message=message, exit_code=exit_code))
+
+    def serve(self) -> None:
+        """This rank has loaded its part: from now on its silence is soon noticed."""
+        self.is_serving = True
+
+    def leave(self) -> None:
+        """This rank is done, as it should be: nobody is to be alarmed when it ends. Idempotent."""
+        if not self._left:
+            self._left = True
+            self._say(encode("farewell"))
+
+    def _say(self, data: bytes) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            self._socket.sendall(data)
+
+    def _run(self) -> None:
+        next_beat = heard_at = seen = time.monotonic()
+        measured_at, pss = -_MEASURE_S, 0
+        while not self._left:
+            try:
+                if select.select([self._socket], [], [], BEAT_S / 2)[0]:
+                    for message in self._lines.receive():
+                        self._handle(message)
+                    heard_at = time.monotonic()
+            except OSError as error:
+                if not self._left:
+                    self._lost(f"the job's hub is gone: {error}")
+                return
+            now = time.monotonic()
+            heard_at = now if now - seen > BEAT_S * 4 else heard_at  # this process was stopped itself
+            seen = now
+            if now - heard_at > (SILENCE_S if self.is_serving else LOADING_SILENCE_S):
+                self._lost(f"the job's hub has not been heard of for {now - heard_at:.1f} s")
+                return
+            if now - measured_at > _MEASURE_S:
+                measured_at, pss = now, proportional_set_size()
+            if now >= next_beat:
+                next_beat = now + BEAT_S
+                self._beat(pss)
+
+    def _beat(self, pss: int) -> None:
+        phase, *numbers = self.progress.snapshot()
+        stats = {**asdict(self.own_stats()), "host": self.host, "pid": os.getpid(), "pss_bytes": pss}
+        self._say(encode("beat", progress=[phase.value, *numbers], serving=self.is_serving, stats=stats))
+
+    def _handle(self, message: dict[str, Any]) -> None:
+        match message["kind"]:
+            case "beat":
+                self._all_stats = message["stats"]
+                self._peers = [(rank, host, pid) for rank, host, pid in message["peers"]]
+            case "abort":
+                self._left = True  # what follows is the end of the connection
+                self.on_abort(str(message["message"]))
+            case "drain":
+                self.on_drain()
+
+    def _lost(self, reason: str) -> None:
+        """Without a hub nobody ends a rank that is stopped: those of this host are ended here."""
+        for rank, host, pid in self._peers:
+            if host == self.host and rank != self.rank:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+        self.on_abort(reason)
+
+
+def _leave(reason: str) -> None:
+    """The end of a rank that nobody waits for."""
+    logger.error("this rank ends: %s", reason)
+    logging.shutdown()
+    os._exit(1)
+
+
+def _connect(address: HubAddress) -> socket.socket:
+    errors = []
+    for host in address.hosts:
+        try:
+            connection = socket.create_connection((host, address.port), timeout=_CONNECT_S)
+        except OSError as error:
+            errors.append(f"{host}: {error.strerror or error}")
+            continue
+        connection.settimeout(SILENCE_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+    raise BritonError(f"the job's hub cannot be reached on port {address.port}: {'; '.join(errors)}")

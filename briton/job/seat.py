@@ -1,0 +1,78 @@
+"""A rank's place in its job: how it takes it, and what it has there."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from briton.errors import BritonError, ConfigError
+from briton.job.hub import Hub
+from briton.job.member import Member
+from briton.job.memory import proportional_set_size
+from briton.job.messages import HubAddress
+from briton.local.ranks.communicator import Communicator
+from briton.types import RankStats
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One rank among those of its model."""
+
+    communicator: Communicator
+    member: Member
+
+
+def take_seat(rank: int, size: int, member: Member | None) -> Seat:
+    """Join the other ranks over MPI.
+
+    `member` is this rank's membership where a launcher of ours has started it; without it (mpiexec or srun was called
+    by somebody else) rank 0 makes the hub. Raises ConfigError, naming both numbers, when there are other than `size`
+    ranks, BritonError without MPI.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Hydra tells of a dead rank so: the hub does it better
+    world = _world()
+    if world.Get_size() != size:
+        raise ConfigError(
+            f"{world.Get_size()} ranks were started; the config's tensor parallelism is {size}"
+            + ("" if world.Get_size() > 1 else " (is mpiexec another MPI's than the one that mpi4py loads?)"),
+            "trt_llm.build.tensor_parallel_count",
+        )
+    member = member or Member(_own_hub(world), rank)
+    communicator = Communicator(world, member.progress)
+    communicator.account.base_pss_bytes = proportional_set_size()
+    member.own_stats = lambda: RankStats(rank, **asdict(communicator.account))
+    return Seat(communicator, member)
+
+
+def leave_world() -> None:
+    """The regular end of MPI in this process, which all ranks reach together."""
+    from mpi4py import MPI
+
+    MPI.Finalize()
+
+
+def _world() -> Any:
+    try:
+        import mpi4py
+    except ImportError:
+        raise BritonError("several ranks need mpi4py: pip install 'briton[mpi]'") from None
+    # One thread at a time calls MPI. A rank that fails must be able to end: finalizing waits for the others.
+    mpi4py.rc.thread_level, mpi4py.rc.finalize = "serialized", False
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise BritonError(f"mpi4py finds no MPI library: pip install 'briton[mpi]' ({error})") from None
+    return MPI.COMM_WORLD
+
+
+def _own_hub(world: Any) -> HubAddress:
+    address = None
+    if world.Get_rank() == 0:
+        hub = Hub(world.Get_size(), lambda event: logger.error("%s", event))
+        hub.start()
+        address = str(hub.address)
+    return HubAddress.parse(world.bcast(address))

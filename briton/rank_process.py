@@ -1,0 +1,58 @@
+"""The process of one rank: rank 0 serves the engine, the others follow it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from briton.child_process import ERROR_PREFIX
+from briton.config import Config
+from briton.errors import BritonError, exit_code_of
+from briton.executor import follow_executor
+from briton.job.member import Member
+from briton.job.seat import Seat, leave_world, take_seat
+
+logger = logging.getLogger(__name__)
+
+
+def run_rank(config: Config, engine_dir: Path, *, host: str, port: int, rank: int, member: Member | None) -> int:
+    """Serve as rank 0, or follow, until rank 0 ends. Returns 0 after a drain; a rank that fails ends its process."""
+    seat = take_seat(rank, config.tensor_parallel_size, member)
+    try:
+        code = _serve(config, engine_dir, host, port, seat) if rank == 0 else _follow(config, engine_dir, seat)
+    except BaseException as error:
+        _end(seat, rank, error)
+    seat.member.leave()
+    leave_world()
+    return code
+
+
+def _serve(config: Config, engine_dir: Path, host: str, port: int, seat: Seat) -> int:
+    from briton.engine_process import run_engine
+
+    return run_engine(config, engine_dir, host=host, port=port, seat=seat)
+
+
+def _follow(config: Config, engine_dir: Path, seat: Seat) -> int:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # rank 0 says when to end
+    follow_executor(config, engine_dir, seat)
+    return 0
+
+
+def _end(seat: Seat, rank: int, error: BaseException) -> NoReturn:
+    """Tell why, and end without waiting for other ranks, which MPI's own end would do."""
+    message = str(error) or type(error).__name__
+    if not isinstance(error, BritonError):
+        traceback.print_exception(error)
+    if not isinstance(error, SystemExit):
+        print(f"{ERROR_PREFIX}rank {rank}: {' '.join(message.split())}", file=sys.stderr)
+        seat.member.fail(" ".join(message.split()), exit_code_of(error))
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(exit_code_of(error))
