@@ -30,8 +30,14 @@ class EngineOptions:
 @contextmanager
 def as_member(environment: Environment) -> Iterator[Member | None]:
     """This process's membership, if it is a rank that a launcher of ours has started: whatever it fails in from now on
-    is told to the job, which then ends."""
-    if environment.job is None or environment.mpi_rank is None:
+    is told to the job, which then ends. Any rank goes on in a child of this process."""
+    if environment.mpi_rank is None:
+        yield None
+        return
+    from briton.job.shelter import enter_shelter
+
+    enter_shelter()
+    if environment.job is None:
         yield None
         return
     from briton.job.member import Member

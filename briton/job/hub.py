@@ -36,11 +36,12 @@ class Failure:
 
     message: str
     exit_code: int = 1
+    rank: int | None = None  # whose fault it is, where it is one rank's
 
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """Rank 0 has left as it should: the job is over."""
+    """Rank 0 has left, as it should or after a failure: nothing is left to wait for."""
 
 
 @dataclass(eq=False, slots=True)
@@ -62,7 +63,7 @@ class Hub:
     def __init__(
         self, size: int, on_event: Callable[[Failure | Departure], None], *, meeting_s: float = MEETING_S
     ) -> None:
-        """`on_event` is called from the hub's thread: once for a failure, when the members have been told; once when
+        """`on_event` is called from the hub's thread: once for a failure, when the members have been told; and when
         rank 0 leaves."""
         self._size = size
         self._on_event = on_event
@@ -148,8 +149,10 @@ class Hub:
             return
         except (OSError, KeyError, TypeError, ValueError) as error:
             self._drop(connection)
+            if connection.rank == 0 and self._failure is not None:
+                self._on_event(Departure())
             if connection.rank is not None and connection.rank not in self._gone:
-                self._fail(Failure(f"{name(connection.rank, connection.host)} is gone"))
+                self._fail(Failure(f"{name(connection.rank, connection.host)} is gone", rank=connection.rank))
             elif connection.rank is None:
                 logger.debug("a connection that was no rank's: %s", error)
 
@@ -169,7 +172,7 @@ class Hub:
             connection.stats = message["stats"]
         elif kind == "failed":
             failed = name(connection.rank, connection.host)
-            self._fail(Failure(f"{failed}: {message['message']}", int(message["exit_code"])))
+            self._fail(Failure(f"{failed}: {message['message']}", int(message["exit_code"]), connection.rank))
         elif kind == "farewell":
             self._gone.add(connection.rank)
             if connection.rank == 0:
@@ -187,8 +190,8 @@ class Hub:
         states = {
             rank: RankState(c.host, now - c.heard_at, c.is_serving, c.progress) for rank, c in sorted(members.items())
         }
-        if sentence := judge(states):
-            self._fail(Failure(sentence))
+        if verdict := judge(states):
+            self._fail(Failure(verdict.message, rank=verdict.rank))
 
     def _fail(self, failure: Failure) -> None:
         if self._failure is not None or self._gone:

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 JOB_VARIABLE = "BRITON_JOB"  # where ranks find the hub; read by `briton.config.environment`
 _FAREWELL_S = 4.0  # after a failure, for rank 0 to tell its clients; after rank 0's departure, for the others to follow
+_LAST_S = 0.2  # after a failure and rank 0's end: for the others to end by themselves
 _CONFIG_ERROR = 2  # the exit code
 
 
@@ -86,10 +87,11 @@ class Launcher:
             if isinstance(event, Failure):
                 failure = failure or event
                 logger.error("the job has failed: %s", failure.message)
-                deadline = deadline or time.monotonic() + _FAREWELL_S
+                is_mute = failure.rank == 0  # it tells nobody anything
+                deadline = deadline or time.monotonic() + (0.0 if is_mute else _FAREWELL_S)
             elif isinstance(event, Departure):
-                is_leaving = True
-                deadline = deadline or time.monotonic() + _FAREWELL_S
+                is_leaving = failure is None
+                deadline = time.monotonic() + (_FAREWELL_S if is_leaving else _LAST_S)
             elif not self._hub.drain():
                 is_leaving, deadline = True, time.monotonic()
 

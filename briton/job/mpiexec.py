@@ -35,11 +35,11 @@ class Mpiexec:
         """The command that runs `program` as `size` ranks, on the hosts of `hostfile` or on this one.
 
         `variables` are those of the environment that ranks on other hosts need; `arguments` come last before the
-        program. A dead rank must not end the others: rank 0 first tells its clients (`hub` ends them all).
+        program.
         """
         hosts = [] if hostfile is None else ["-f" if self.flavor == "hydra" else "--hostfile", str(hostfile)]
         if self.flavor == "hydra":  # which passes the whole environment on
-            options = ["-disable-auto-cleanup", "-n", str(size), *hosts]
+            options = ["-n", str(size), *hosts]
         else:
             exported = [part for name in variables for part in ("-x", name)]
             # more ranks than cores, and root in a container, are refused unless allowed; without binding, the threads

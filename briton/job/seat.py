@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,7 +32,6 @@ def take_seat(rank: int, size: int, member: Member | None) -> Seat:
     by somebody else) rank 0 makes the hub. Raises ConfigError, naming both numbers, when there are other than `size`
     ranks, BritonError without MPI.
     """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Hydra tells of a dead rank so: the hub does it better
     world = _world()
     if world.Get_size() != size:
         raise ConfigError(
