@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from briton.errors import BritonError, ConfigError
-from briton.job.hub import Hub
+from briton.job.hub import Departure, Failure, Hub
 from briton.job.member import Member
 from briton.job.memory import proportional_set_size
 from briton.job.messages import HubAddress
@@ -70,7 +70,13 @@ def _world() -> Any:
 def _own_hub(world: Any) -> HubAddress:
     address = None
     if world.Get_rank() == 0:
-        hub = Hub(world.Get_size(), lambda event: logger.error("%s", event))
+        hub = Hub(world.Get_size(), _tell)
         hub.start()
         address = str(hub.address)
     return HubAddress.parse(world.bcast(address))
+
+
+def _tell(event: Failure | Departure) -> None:
+    """The members have been told, and end; so does whoever called mpiexec."""
+    if isinstance(event, Failure):
+        logger.error("the job has failed: %s", event.message)
