@@ -88,6 +88,8 @@ def parts(value: Any) -> Iterator[Call | Member]:
     """Every call and member in a value, itself included: what a test compares with the library's real API."""
     if isinstance(value, (Call, Member)):
         yield value
-    children = value.arguments.values() if isinstance(value, Call) else value if isinstance(value, (list, tuple)) else ()
+    children = (
+        value.arguments.values() if isinstance(value, Call) else value if isinstance(value, (list, tuple)) else ()
+    )
     for child in children:
         yield from parts(child)

@@ -44,15 +44,17 @@ class QuantizationPlan:
     """What becomes of the weights and the KV cache."""
 
     quantization_type: str  # as the config says
-    quant_algo: str | None  # QuantAlgo of the matrices; None: 16 bits. Embedding, lm_head, router and norms stay 16 bits
+    quant_algo: (
+        str | None
+    )  # QuantAlgo of the matrices; None: 16 bits. Embedding, lm_head, router and norms stay 16 bits
     kv_cache_quant_algo: str | None
     attention_weight_bytes: float  # bytes of one weight of attention's matrices, of the MLP's
     mlp_weight_bytes: float
     kv_cache_bytes: int  # of one element
     is_prequantized: bool = False  # by the checkpoint itself: nothing is left to do
     exclude_modules: tuple[str, ...] = ()
-    # A recipe of nvidia-modelopt that QuantConfig has no word for: the builder quantizes with it, exports a TensorRT-LLM
-    # checkpoint and builds from that.
+    # A recipe of nvidia-modelopt that QuantConfig has no word for: the builder quantizes with it, exports a
+    # TensorRT-LLM checkpoint and builds from that.
     model_optimizer_recipe: str | None = None
 
     @property
@@ -89,7 +91,7 @@ def quantization_plan(quantization: Quantization, shapes: ModelShapes, kv_cache:
     if shapes.quant_algo is not None:
         if algorithm is not None:
             raise ConfigError(
-                f"{FIELD} is {quantization}, and the checkpoint is quantized already ({shapes.quant_algo}): use no_quant",
+                f"{FIELD} is {quantization}, and the checkpoint is already {shapes.quant_algo}: use no_quant",
                 FIELD,
             )
         if shapes.quant_algo not in _WEIGHT_BYTES:
