@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -99,6 +99,16 @@ GrpcPortOption = Annotated[
     int | None,
     typer.Option(metavar="PORT", min=0, max=65535, help="gRPC port. Default: the config's briton.grpc_port, 50051."),
 ]
+ExecutorOption = Annotated[
+    Literal["trtllm", "local"] | None,
+    typer.Option("--executor", help="Plan for this executor. Default: the one that would run here."),
+]
+ModelConfigOption = Annotated[
+    Path | None,
+    typer.Option("--model-config", metavar="FILE", help="A config.json to take the model's shapes from."),
+]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Ask no hub for the model's shapes.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the plan as one JSON document.")]
 
 
 @app.callback()
@@ -136,11 +146,24 @@ def serve(
 
 
 @app.command()
-def build(config: ConfigOption) -> None:
+def build(
+    config: ConfigOption,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build nothing: print the plan of the build.")] = False,
+    executor: ExecutorOption = None,
+    offline: OfflineOption = False,
+    model_config: ModelConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Build an engine, print its directory.
 
-    Fetches the checkpoint and converts its weights, unless the same was built before.
+    Fetches the checkpoint and converts its weights, unless the same was built before. With --dry-run it prints what
+    `briton config explain` prints; the options after it belong to it.
     """
+    if dry_run:
+        _print_plan(config, executor, offline, model_config, as_json)
+        return
+    if executor or offline or model_config or as_json:
+        raise typer.BadParameter("--executor, --offline, --model-config and --json belong to --dry-run")
     loaded, _ = _open_config(config, "build")
     from briton.config import load_environment
     from briton_engine_builder import build_engine
@@ -233,6 +256,42 @@ def check(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="C
     raise typer.Exit(EXIT_CONFIG_ERROR if wrong else 0)
 
 
+@config_app.command("explain")
+def explain_config(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A config file.")],
+    executor: ExecutorOption = None,
+    offline: OfflineOption = False,
+    model_config: ModelConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Explain what a config becomes.
+
+    Prints the build, the quantization, the executor's own config, the command that starts it, and whether it fits in
+    memory; nothing is built. Exit code 2 when it cannot be built or does not fit, with the field's name.
+    """
+    _print_plan(file, executor, offline, model_config, as_json)
+
+
+def _print_plan(
+    file: Path,
+    executor: Literal["trtllm", "local"] | None,
+    offline: bool,
+    model_config: Path | None,
+    as_json: bool,
+) -> None:
+    import json
+
+    from briton.config import load_config, load_environment
+    from briton_engine_builder.explain import explain, resolve_executor
+    from briton_engine_builder.sources.shapes import find_shapes
+
+    config = load_config(file)
+    chosen, reason = resolve_executor(config, executor)
+    shapes = find_shapes(config, load_environment(), offline=offline, model_config=model_config)
+    explanation = explain(config, shapes, chosen, reason)
+    typer.echo(json.dumps(explanation.document, indent=2) if as_json else explanation.text())
+
+
 def _open_config(path: Path, process: str, supervised: bool = False) -> tuple[Config, LineWriter]:
     """Load a config that can be served here, and send the logs where it says.
 
@@ -241,16 +300,20 @@ def _open_config(path: Path, process: str, supervised: bool = False) -> tuple[Co
     import logging
 
     from briton.config import load_config
-    from briton.config.local_target import local_target
+    from briton.config.local_target import map_quantization
+    from briton.config.serving import check_servable, choose_executor
     from briton.logs import configure_logging
 
     config = load_config(path)
-    substitution = local_target(config).substitution
+    check_servable(config)
+    executor, reason = choose_executor(config)
+    substitution = map_quantization(config).substitution if executor == "local" else None
     writer = configure_logging(config.briton.logging.level, config.briton.logging.format, process=process)
     if not supervised:
         logger = logging.getLogger("briton.config")
         for warning in config.warnings:
             logger.warning("%s", warning)
+        logger.info("executor %s: %s", executor, reason)
         if substitution is not None:
             logger.info("%s", substitution)
     return config, writer

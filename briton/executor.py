@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from briton.config import Config
 from briton.config.local_target import step_tokens
-from briton.config.serving import check_servable
+from briton.config.serving import check_servable, choose_executor
 from briton.types import ExecutorStats, GenerationRequest, ModelInfo, TokenChunk
+
+if TYPE_CHECKING:
+    from briton.local.settings import LocalSettings
 
 
 class Executor(Protocol):
@@ -55,12 +58,22 @@ def create_executor(config: Config, engine_dir: Path) -> Executor:
     Raises Unsupported where this version cannot serve the config, BuildError or ConfigError where it cannot run here.
     """
     check_servable(config)
+    if choose_executor(config).name == "trtllm":
+        from briton.trtllm.executor import create_trtllm_executor  # imports tensorrt_llm
+
+        return create_trtllm_executor(config, engine_dir)
     from briton.local.loader import load_local_executor  # imports openvino
+
+    return load_local_executor(engine_dir, local_settings(config), config.served_model_name)
+
+
+def local_settings(config: Config) -> LocalSettings:
+    """What the local executor is told of a config."""
     from briton.local.settings import KV_CACHE_MEMORY_FRACTION, LocalSettings
 
     local = config.briton.local
     speculator = config.speculator if config.speculator is not None and config.speculator.drafts else None
-    settings = LocalSettings(
+    return LocalSettings(
         max_batch_size=config.max_batch_size,
         max_num_tokens=step_tokens(config),
         max_queue_size=config.briton.max_queue_size,
@@ -78,4 +91,3 @@ def create_executor(config: Config, engine_dir: Path) -> Executor:
         enable_b10_lookahead=bool(speculator is not None and speculator.enable_b10_lookahead),
         max_draft_tokens=(speculator.num_draft_tokens or 0) if speculator is not None else 0,
     )
-    return load_local_executor(engine_dir, settings, config.served_model_name)

@@ -147,14 +147,17 @@ def shapes_of(config: Mapping[str, Any], where: str) -> ModelShapes:
 
 
 def read_shapes(path: Path) -> ModelShapes:
-    """The shapes in a config.json. Raises ConfigError for a file that cannot be read or has no shapes."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}", "model-config") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path} holds no JSON object", "model-config")
-    return shapes_of(config, str(path))
+    """The shapes in a config.json, with the hf_quant_config.json beside it where there is one.
+
+    Raises ConfigError for a file that cannot be read or has no shapes.
+    """
+    config, beside = _read_json(path), path.with_name("hf_quant_config.json")
+    return shapes_of(with_model_optimizer(config, _read_json(beside)) if beside.exists() else config, str(path))
+
+
+def with_model_optimizer(config: Mapping[str, Any], quant_config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with what NVIDIA's Model Optimizer wrote beside it, in hf_quant_config.json."""
+    return {**config, "quantization_config": {"quant_method": "modelopt", **(quant_config.get("quantization") or {})}}
 
 
 def known_shapes(repo: str) -> ModelShapes | None:
@@ -172,6 +175,16 @@ def known_models() -> tuple[str, ...]:
 def _known_models() -> dict[str, dict[str, Any]]:
     models: dict[str, dict[str, Any]] = json.loads(_KNOWN_MODELS.read_text(encoding="utf-8"))
     return models
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}", "model-config") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path} holds no JSON object", "model-config")
+    return config
 
 
 class _Reader:

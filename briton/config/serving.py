@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from briton.config.config import Config
 from briton.config.enums import CheckpointSource
 from briton.errors import Unsupported
+from briton.machine import Machine, this_machine
 
 # Which architectures the local executor has a graph for is the builder's to say, once it has read the checkpoint.
 
@@ -18,21 +19,31 @@ LOCAL_SOURCES = (CheckpointSource.HF, CheckpointSource.LOCAL, CheckpointSource.P
 class ExecutorChoice(NamedTuple):
     """The executor that would run, and why."""
 
-    name: Literal["local"]
+    name: Literal["local", "trtllm"]
     reason: str
 
 
-def choose_executor(config: Config) -> ExecutorChoice:
-    """Resolve `briton.executor`. Raises Unsupported for `trtllm`."""
-    if config.briton.executor == "trtllm":
-        raise Unsupported(
-            "briton.executor is trtllm, and this version of briton has no TensorRT-LLM executor: use auto or local",
-            "briton.executor",
-        )
+def choose_executor(config: Config, machine: Machine | None = None) -> ExecutorChoice:
+    """Resolve `briton.executor` for `machine`, which is this one unless given.
+
+    `auto` takes TensorRT-LLM where its library and a GPU are, else the local executor. Raises Unsupported, saying what
+    is missing, for `trtllm` where they are not.
+    """
     if config.briton.executor == "local":
         return ExecutorChoice("local", "the config asks for it")
+    machine = this_machine() if machine is None else machine
+    missing = ", and ".join(machine.missing)
+    if config.briton.executor == "trtllm":
+        if missing:
+            raise Unsupported(
+                f"briton.executor is trtllm, which cannot run here: {missing}; use auto or local", "briton.executor"
+            )
+        return ExecutorChoice("trtllm", "the config asks for it")
+    if not missing:
+        gpus = f"{len(machine.gpus)} x {machine.gpus[0]}"
+        return ExecutorChoice("trtllm", f"tensorrt_llm {machine.library_version} and a GPU are here ({gpus})")
     asked = f"; the config asks for {config.accelerator}, which is not used" if config.accelerator else ""
-    return ExecutorChoice("local", f"this version of briton has no TensorRT-LLM executor{asked}")
+    return ExecutorChoice("local", f"{missing}{asked}")
 
 
 def check_servable(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""What is built: the arguments of `tensorrt_llm._tensorrt_engine.LLM(...)`, whose `.save(engine_dir)` writes the engine.
+"""What is built: the arguments of `tensorrt_llm._tensorrt_engine.LLM(...)`, whose `.save(engine_dir)` writes engines.
 
 Names and rules are those of release 1.2.1's BuildConfig, PluginConfig, CalibConfig and LookaheadDecodingConfig.
 """

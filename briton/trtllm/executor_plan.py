@@ -1,4 +1,4 @@
-"""How an engine is run: `tensorrt_llm.bindings.executor.ExecutorConfig`, in LEADER mode, and the command that starts it.
+"""How an engine is run: `tensorrt_llm.bindings.executor.ExecutorConfig`, in LEADER mode, and the starting command.
 
 Every rank builds the Executor with this same config. Defaults of the library stay unsaid, but for those that matter.
 """

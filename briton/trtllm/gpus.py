@@ -35,7 +35,7 @@ class Gpu:
 
     @property
     def has_integer_kernels(self) -> bool:
-        """Whether TensorRT-LLM quantizes to integers: its builder refuses INT8, INT4 and SmoothQuant on SM 100 to 119."""
+        """Whether TensorRT-LLM quantizes to integers: its builder refuses INT8, INT4, SmoothQuant on SM 100 to 119."""
         return not (10, 0) <= self.compute_capability < (12, 0)
 
     @property
