@@ -59,7 +59,7 @@ def create_executor(config: Config, engine_dir: Path) -> Executor:
     """
     check_servable(config)
     if choose_executor(config).name == "trtllm":
-        from briton.trtllm.executor import create_trtllm_executor  # imports tensorrt_llm
+        from briton.trtllm.loader import create_trtllm_executor
 
         return create_trtllm_executor(config, engine_dir)
     from briton.local.loader import load_local_executor  # imports openvino

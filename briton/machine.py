@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 
-from briton.trtllm import LIBRARY, LIBRARY_VERSION
+LIBRARY = "tensorrt_llm"
+LIBRARY_VERSION = "1.2.1"  # the last release with TensorRT engines, and the one that everything here is written for
 
 _NVML = "libnvidia-ml.so.1"  # part of the driver; https://docs.nvidia.com/deploy/nvml-api
 _NVML_SUCCESS = 0

@@ -3,6 +3,3 @@
 `tensorrt_llm` and torch are imported where an engine is built or run, and nowhere at module level: every plan can be
 made, and read, on any machine.
 """
-
-LIBRARY = "tensorrt_llm"
-LIBRARY_VERSION = "1.2.1"  # the release that the plans are written for; the last with TensorRT engines

@@ -64,24 +64,28 @@ def plain(value: Any) -> Any:
     return value
 
 
-def make(value: Any, given: Mapping[str, Any] | None = None) -> Any:
-    """The library's own objects. Imports the library; `given` holds what `Given` names.
+def make(value: Any, given: Mapping[str, Any] | None = None, modules: Mapping[str, Any] | None = None) -> Any:
+    """The library's own objects. `given` holds what `Given` names; `modules` what is imported already, by its name.
 
-    Not run here: no wheel of the library can be had where the tests run.
+    Any other module of the library is imported. Not run on the real library yet.
     """
     match value:
         case Call():
-            made: Any = importlib.import_module(value.module)
+            made: Any = _module(value.module, modules)
             for part in value.name.split("."):
                 made = getattr(made, part)
-            return made(**{name: make(argument, given) for name, argument in value.arguments.items()})
+            return made(**{name: make(argument, given, modules) for name, argument in value.arguments.items()})
         case Member():
-            return getattr(getattr(importlib.import_module(value.module), value.enum), value.name)
+            return getattr(getattr(_module(value.module, modules), value.enum), value.name)
         case Given():
             return (given or {})[value.name]
         case list() | tuple():
-            return [make(item, given) for item in value]
+            return [make(item, given, modules) for item in value]
     return value
+
+
+def _module(name: str, modules: Mapping[str, Any] | None) -> Any:
+    return modules[name] if modules and name in modules else importlib.import_module(name)
 
 
 def parts(value: Any) -> Iterator[Call | Member]:

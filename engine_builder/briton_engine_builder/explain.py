@@ -21,9 +21,8 @@ from briton.errors import ConfigError, Unsupported
 from briton.executor import local_settings
 from briton.local.memory import available_memory_bytes, num_kv_blocks
 from briton.local.settings import BLOCK_SIZE
-from briton.machine import this_machine
+from briton.machine import LIBRARY, LIBRARY_VERSION, this_machine
 from briton.model_shapes import ModelShapes
-from briton.trtllm import LIBRARY, LIBRARY_VERSION
 from briton.trtllm.library_objects import plain
 from briton.trtllm.memory import in_gib
 from briton.trtllm.plan import TrtllmPlan, gpu_of, plan_of
@@ -226,7 +225,7 @@ def _local_weights(shapes: ModelShapes, attention: str, mlp: str) -> int:
 
 
 def _local_kv(shapes: ModelShapes, dtype: str) -> int:
-    """Bytes of one token's keys and values. A u8 block of 32 tokens has 8 more rows of keys, 8 more columns of values."""
+    """Bytes of one token's keys and values. A u8 block of 32 tokens has 8 rows more of keys, 8 columns of values."""
     heads = shapes.num_hidden_layers * shapes.num_key_value_heads
     if dtype == "u8":
         return heads * (shapes.head_dim * 40 // 32 + shapes.head_dim + 8)
