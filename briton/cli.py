@@ -5,12 +5,13 @@ What a command needs is imported when it runs, so that `briton --help` is there 
 
 from __future__ import annotations
 
+import enum
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -32,6 +33,13 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at config files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+
+
+class ExecutorName(str, enum.Enum):
+    """What --executor takes."""
+
+    TRTLLM = "trtllm"
+    LOCAL = "local"
 
 
 @dataclass
@@ -100,7 +108,7 @@ GrpcPortOption = Annotated[
     typer.Option(metavar="PORT", min=0, max=65535, help="gRPC port. Default: the config's briton.grpc_port, 50051."),
 ]
 ExecutorOption = Annotated[
-    Literal["trtllm", "local"] | None,
+    ExecutorName | None,
     typer.Option("--executor", help="Plan for this executor. Default: the one that would run here."),
 ]
 ModelConfigOption = Annotated[
@@ -274,7 +282,7 @@ def explain_config(
 
 def _print_plan(
     file: Path,
-    executor: Literal["trtllm", "local"] | None,
+    executor: ExecutorName | None,
     offline: bool,
     model_config: Path | None,
     as_json: bool,
@@ -282,13 +290,12 @@ def _print_plan(
     import json
 
     from briton.config import load_config, load_environment
-    from briton_engine_builder.explain import explain, resolve_executor
-    from briton_engine_builder.sources.shapes import find_shapes
+    from briton_engine_builder.explain import explain
 
-    config = load_config(file)
-    chosen, reason = resolve_executor(config, executor)
-    shapes = find_shapes(config, load_environment(), offline=offline, model_config=model_config)
-    explanation = explain(config, shapes, chosen, reason)
+    asked = executor.value if executor is not None else None
+    explanation = explain(
+        load_config(file), load_environment(), executor=asked, offline=offline, model_config=model_config
+    )
     typer.echo(json.dumps(explanation.document, indent=2) if as_json else explanation.text())
 
 

@@ -87,10 +87,12 @@ def plan_memory(
     gpu: Gpu | None,
     *,
     kv_fraction: float,
+    kv_max_tokens: int | None = None,
     lora_bytes: int = 0,
     all_logits: bool = False,
 ) -> MemoryPlan:
-    """Count. `kv_fraction` is the share of what weights and activations leave that becomes the KV cache."""
+    """Count. `kv_fraction` is the share of what weights and activations leave that becomes the KV cache, which holds no
+    more than `kv_max_tokens`."""
     weights = weights_bytes(shapes, quantization, parallelism)
     activations = activation_bytes(shapes, features, parallelism, all_logits=all_logits)
     reserved = _CONTEXT_BYTES + (_NCCL_BYTES if parallelism.world_size > 1 else 0) + lora_bytes
@@ -102,6 +104,7 @@ def plan_memory(
     pool = tokens = requests = None
     if gpu is not None:
         pool = max(0, int((gpu.memory_bytes - weights - activations - reserved) * kv_fraction))
+        pool = pool if kv_max_tokens is None else min(pool, kv_max_tokens * per_token)
         tokens = pool // per_token // TOKENS_PER_BLOCK * TOKENS_PER_BLOCK
         requests = pool // full_length
     return MemoryPlan(

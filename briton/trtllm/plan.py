@@ -93,6 +93,7 @@ def plan_of(config: Config, shapes: ModelShapes, gpu: Gpu | None) -> TrtllmPlan:
         parallelism,
         gpu,
         kv_fraction=fraction,
+        kv_max_tokens=patches.kv_cache.get("max_tokens"),
         lora_bytes=lora_device_bytes(config, shapes),
         all_logits=config.trt_llm.build.gather_all_token_logits,
     )
@@ -149,7 +150,8 @@ def _notes(
         notes.append("resources.accelerator names no GPU: whether the model fits is not known")
     if quantization.is_prequantized:
         notes.append(
-            f"the checkpoint is quantized already ({quantization.quant_algo}): nothing is quantized or calibrated"
+            f"the checkpoint is quantized already ({quantization.quant_algo}): nothing is quantized or calibrated; "
+            "that the library's engine builder reads it is not verified"
         )
     if quantization.model_optimizer_recipe:
         notes.append(

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from briton.config import Config
+from briton.config import Config, Environment
 from briton.config.local_target import map_quantization
 from briton.config.serving import check_servable, choose_executor
 from briton.errors import ConfigError, Unsupported
@@ -27,6 +28,7 @@ from briton.trtllm.library_objects import plain
 from briton.trtllm.memory import in_gib
 from briton.trtllm.plan import TrtllmPlan, gpu_of, plan_of
 from briton_engine_builder.hf_config import SUPPORTED_ARCHITECTURES
+from briton_engine_builder.sources.shapes import find_shapes
 
 ExecutorName = Literal["trtllm", "local"]
 
@@ -51,6 +53,31 @@ class Explanation:
         return "\n".join(lines) + "\n\n" + body.rstrip("\n")
 
 
+def explain(
+    config: Config,
+    environment: Environment,
+    *,
+    executor: ExecutorName | None = None,
+    offline: bool = False,
+    model_config: Path | None = None,
+) -> Explanation:
+    """The plan of a config for an executor (None: the one that would run here); where the model's shapes come from is
+    `find_shapes`' to say.
+
+    Raises ConfigError, in one line, for a config that cannot be built or run, or does not fit; BuildError where the
+    model's shapes cannot be fetched.
+    """
+    chosen, reason = resolve_executor(config, executor)
+    if config.is_encoder:
+        raise ConfigError(
+            f"trt_llm.build.base_model is {config.trt_llm.build.base_model} ({config.family}): only decoder models are "
+            "served, no embedding, reranking or classification models",
+            "trt_llm.build.base_model",
+        )
+    shapes = find_shapes(config, environment, offline=offline, model_config=model_config)
+    return explain_shapes(config, shapes, chosen, reason)
+
+
 def resolve_executor(config: Config, asked: ExecutorName | None) -> tuple[ExecutorName, str]:
     """(executor, why) of a plan: the asked one, the config's even where it cannot run, or what `auto` takes here."""
     if asked is not None:
@@ -61,7 +88,7 @@ def resolve_executor(config: Config, asked: ExecutorName | None) -> tuple[Execut
     return choose_executor(config)
 
 
-def explain(config: Config, shapes: ModelShapes, executor: ExecutorName, reason: str) -> Explanation:
+def explain_shapes(config: Config, shapes: ModelShapes, executor: ExecutorName, reason: str) -> Explanation:
     """The plan of a config whose model has these shapes. Raises ConfigError, in one line, for one that cannot be."""
     if executor == "trtllm":
         return _explain_trtllm(config, shapes, reason)
@@ -180,9 +207,9 @@ def _explain_local(config: Config, shapes: ModelShapes, reason: str) -> Explanat
         },
         "calibration": None,
         "executor_config": asdict(settings),
-        "launch": {"command": ["python", "-m", "briton", "engine", "--config", str(config.path)], "env": {}},
+        "launch": {"command": _local_command(config), "env": {}},
         "memory": {
-            "weights_bytes_per_rank": weights,
+            "weights_bytes_per_rank": -(-weights // config.tensor_parallel_size),
             "kv_bytes_per_token": per_token,
             "kv_cache_bytes_per_rank": tokens * per_token,
             "max_tokens_in_kv_cache": tokens,
@@ -207,6 +234,12 @@ def _explain_local(config: Config, shapes: ModelShapes, reason: str) -> Explanat
         ),
     )
     return Explanation(summary, document)
+
+
+def _local_command(config: Config) -> list[str]:
+    ranks = config.tensor_parallel_size
+    mpiexec = ["mpiexec", "-n", str(ranks)] if ranks > 1 else []
+    return [*mpiexec, "python", "-m", "briton", "engine", "--config", str(config.path)]
 
 
 def _local_notes(config: Config, substitution: str | None, keeps_blocks: bool) -> list[str]:

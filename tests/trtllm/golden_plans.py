@@ -12,7 +12,7 @@ from typing import Any
 
 from briton.config import load_config
 from briton.model_shapes import known_shapes
-from briton_engine_builder.explain import explain
+from briton_engine_builder.explain import explain_shapes
 
 DATA = Path(__file__).parents[1] / "config" / "data"
 GOLDENS = Path(__file__).with_name("golden_plans")
@@ -29,7 +29,9 @@ def plan(name: str) -> dict[str, Any]:
         os.chdir(here)
     shapes = known_shapes(config.checkpoint.repo)
     assert shapes is not None, config.checkpoint.repo
-    document: dict[str, Any] = json.loads(json.dumps(explain(config, shapes, "trtllm", "a golden plan").document))
+    document: dict[str, Any] = json.loads(
+        json.dumps(explain_shapes(config, shapes, "trtllm", "a golden plan").document)
+    )
     return document
 
 

@@ -173,3 +173,10 @@ def test_experts_that_nobody_chose_are_not_read(make_plan: MakePlan) -> None:
     assert sparse is not None
     assert dense is not None
     assert sparse.batch_1 > 6 * dense.batch_1
+
+
+def test_a_cache_that_patches_limit(make_plan: MakePlan) -> None:
+    patches = {"kv_cache_config": {"max_tokens": 4096}}
+    changes = {ACCELERATOR: "H100", "trt_llm.runtime.max_seq_len": 2048, "trt_llm.runtime.patch_kwargs": patches}
+    memory = make_plan(changes, base=V2).memory
+    assert (memory.max_tokens_in_kv_cache, memory.full_length_requests) == (4096, 2)
