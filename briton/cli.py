@@ -292,9 +292,12 @@ def _print_plan(
     from briton.config import load_config, load_environment
     from briton_engine_builder.explain import explain
 
-    asked = executor.value if executor is not None else None
     explanation = explain(
-        load_config(file), load_environment(), executor=asked, offline=offline, model_config=model_config
+        load_config(file),
+        load_environment(),
+        executor=executor.value if executor else None,
+        offline=offline,
+        model_config=model_config,
     )
     typer.echo(json.dumps(explanation.document, indent=2) if as_json else explanation.text())
 

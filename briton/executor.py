@@ -68,7 +68,7 @@ def create_executor(config: Config, engine_dir: Path) -> Executor:
 
 
 def local_settings(config: Config) -> LocalSettings:
-    """What the local executor is told of a config."""
+    """What the local executor is told."""
     from briton.local.settings import KV_CACHE_MEMORY_FRACTION, LocalSettings
 
     local = config.briton.local

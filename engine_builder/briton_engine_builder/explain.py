@@ -57,12 +57,12 @@ def explain(
     config: Config,
     environment: Environment,
     *,
-    executor: ExecutorName | None = None,
+    executor: str | None = None,
     offline: bool = False,
     model_config: Path | None = None,
 ) -> Explanation:
-    """The plan of a config for an executor (None: the one that would run here); where the model's shapes come from is
-    `find_shapes`' to say.
+    """The plan of a config for an executor, `trtllm` or `local` (None: the one that would run here); where the model's
+    shapes come from is `find_shapes`' to say.
 
     Raises ConfigError, in one line, for a config that cannot be built or run, or does not fit; BuildError where the
     model's shapes cannot be fetched.
@@ -78,10 +78,10 @@ def explain(
     return explain_shapes(config, shapes, chosen, reason)
 
 
-def resolve_executor(config: Config, asked: ExecutorName | None) -> tuple[ExecutorName, str]:
+def resolve_executor(config: Config, asked: str | None) -> tuple[ExecutorName, str]:
     """(executor, why) of a plan: the asked one, the config's even where it cannot run, or what `auto` takes here."""
     if asked is not None:
-        return asked, "asked for on the command line"
+        return ("trtllm" if asked == "trtllm" else "local"), "asked for on the command line"
     if config.briton.executor == "trtllm":
         missing = ", and ".join(this_machine().missing)
         return "trtllm", "the config asks for it" + (f"; it cannot run here: {missing}" if missing else "")

@@ -12,8 +12,7 @@ from briton.trtllm.library_objects import EXECUTOR, Call, Member, parts
 TABLE: dict[str, Any] = json.loads(
     Path(__file__).with_name("tensorrt_llm_executor_api.json").read_text(encoding="utf-8")
 )
-# Static functions that the table's notes name beside its classes.
-STATIC = {"DecodingMode.Lookahead"}
+STATIC = {f"{name}.{method}" for name, methods in TABLE["static_methods"].items() for method in methods}
 
 
 def unknown_names(value: Any) -> Iterator[str]:
