@@ -14,8 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-EXECUTOR = "tensorrt_llm.bindings.executor"
-LLM_API = "tensorrt_llm.llmapi"
+from briton.machine import LIBRARY
+
+EXECUTOR = f"{LIBRARY}.bindings.executor"
+LLM_API = f"{LIBRARY}.llmapi"
 
 
 @dataclass(frozen=True)
