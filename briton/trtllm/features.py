@@ -105,15 +105,16 @@ def _may_be_paged(quantization: QuantizationPlan) -> bool:
 
 
 def _max_num_tokens(config: Config, lookahead: LookaheadConfig | None, max_seq_len: int, notes: list[str]) -> int:
-    """The config's, as the library's builder corrects it: no more than a full batch of full-length sequences holds, no
-    less than a step of a full batch takes."""
+    """The config's, as the library's builder corrects it: no more than a full batch of full-length sequences, no less
+    than a full batch with its drafts."""
     most = config.max_batch_size * max_seq_len
-    least = config.max_batch_size * ((lookahead.draft_tokens if lookahead else 0) + 1)
+    least = config.max_batch_size * (lookahead.draft_tokens + 1) if lookahead else 0
     tokens = max(min(config.max_num_tokens, most), least)
     if tokens != config.max_num_tokens:
+        bound = f"at least {least}" if tokens == least else f"at most {most}"
         notes.append(
             f"max_num_tokens is {tokens}, not {config.max_num_tokens}: a step of {config.max_batch_size} sequences "
-            f"takes between {least} and {most} tokens"
+            f"takes {bound}"
         )
     return tokens
 
@@ -129,13 +130,12 @@ def _lookahead(
     w, n, g = sizes.window_size, sizes.ngram_size, sizes.verification_set_size
     if speculator is not None and speculator.enable_b10_lookahead:
         notes.append("enable_b10_lookahead: dynamic n-grams are not in the public TensorRT-LLM 1.2.1: the sizes hold")
-    if n == 1 or w < 1 or g < 0:
+    if n <= 1 or w < 1 or g < 0:
         notes.append(f"no lookahead: TensorRT-LLM drafts nothing with sizes ({w}, {n}, {g}), which make no n-grams")
         return None
     if gpu is not None and not gpu.has_lookahead:
         raise ConfigError(
-            f"trt_llm.build.speculator: lookahead decoding needs compute capability 8.0; {gpu.name} has "
-            "{}.{}".format(*gpu.compute_capability),
+            f"trt_llm.build.speculator: lookahead decoding needs compute capability 8.0; {gpu.name} has {gpu.capability}",
             "trt_llm.build.speculator",
         )
     if quantization.quant_algo not in (None, "FP8"):

@@ -24,6 +24,11 @@ class Gpu:
     bandwidth: float  # bytes a second, to its own memory
 
     @property
+    def capability(self) -> str:
+        """As NVIDIA writes it: "9.0"."""
+        return "{}.{}".format(*self.compute_capability)
+
+    @property
     def has_fp8(self) -> bool:
         """8-bit floating point matrix products: Ada, Hopper, Blackwell."""
         return self.compute_capability >= (8, 9)

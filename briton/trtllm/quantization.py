@@ -119,7 +119,6 @@ def quantization_plan(quantization: Quantization, shapes: ModelShapes, kv_cache:
 
 def check_gpu(plan: QuantizationPlan, gpu: Gpu) -> None:
     """Raise ConfigError, with the GPU's compute capability, where it has no kernels for the plan."""
-    capability = "{}.{}".format(*gpu.compute_capability)
     what = plan.quant_algo or plan.kv_cache_quant_algo
     if plan.is_prequantized:
         what = f"the checkpoint's own {what}"
@@ -133,6 +132,6 @@ def check_gpu(plan: QuantizationPlan, gpu: Gpu) -> None:
         return
     raise ConfigError(
         f"{FIELD} is {plan.quantization_type} ({what}), which is not supported on {gpu.name}: "
-        f"{gpu.name} has compute capability {capability}, and {what} needs {needs}",
+        f"{gpu.name} has compute capability {gpu.capability}, and {what} needs {needs}",
         FIELD,
     )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from briton.config import load_config
 from briton.errors import ConfigError
+from briton.trtllm.features import features_of
+from briton.trtllm.gpus import GPUS
 from briton.trtllm.library_objects import plain
+from briton.trtllm.patches import Patches
 from briton.types import LookaheadConfig
 from tests.config.conftest import V1, V2
 from tests.trtllm.conftest import MakePlan, shapes
@@ -296,3 +301,18 @@ def test_encoders(make_plan: MakePlan) -> None:
 
 def test_logs_of_the_library_are_as_loud_as_ours(make_plan: MakePlan) -> None:
     assert make_plan({"briton.logging.level": "warning"}).launch.env == {"TLLM_LOG_LEVEL": "WARNING"}
+
+
+def test_a_step_is_no_larger_than_a_full_batch(make_plan: MakePlan) -> None:
+    plan = make_plan({f"{BUILD}.max_batch_size": 2, f"{BUILD}.max_seq_len": 1024})
+    assert plan.executor_config["max_num_tokens"] == 2048
+    assert any("max_num_tokens is 2048, not 8192: a step of 2 sequences takes at most 2048" in n for n in plan.notes)
+
+
+def test_lookahead_on_an_old_gpu(make_plan: MakePlan) -> None:
+    """The schema refuses such GPUs by name before; a GPU that is found is asked here."""
+    config = make_plan(speculator(3, 3, 3))
+    quantization, patches = config.quantization, Patches()
+    loaded = load_config(Path(config.launch.command[-1]))
+    with pytest.raises(ConfigError, match=r"needs compute capability 8\.0; T4 has 7\.5"):
+        features_of(loaded, config.shapes, quantization, patches, GPUS["T4"])
