@@ -303,7 +303,8 @@ def _print_plan(
 
 
 def _open_config(path: Path, process: str, supervised: bool = False) -> tuple[Config, LineWriter]:
-    """Load a config that can be served here, and send the logs where it says.
+    """Load a config that can be served here, and send the logs where it says. A gateway runs no model: that is another
+    machine's matter.
 
     What is to be said about the config is said once: by the supervisor, where there is one.
     """
@@ -315,18 +316,19 @@ def _open_config(path: Path, process: str, supervised: bool = False) -> tuple[Co
     from briton.logs import configure_logging
 
     config = load_config(path)
-    check_servable(config)
-    executor, reason = choose_executor(config)
-    substitution = map_quantization(config).substitution if executor == "local" else None
+    remarks = []
+    if process != "gateway":
+        check_servable(config)
+        executor, reason = choose_executor(config)
+        substitution = map_quantization(config).substitution if executor == "local" else None
+        remarks = [f"executor {executor}: {reason}", *([substitution] if substitution else [])]
     writer = configure_logging(config.briton.logging.level, config.briton.logging.format, process=process)
     if not supervised:
         logger = logging.getLogger("briton.config")
         for warning in config.warnings:
             logger.warning("%s", warning)
-        if process != "gateway":  # which runs none
-            logger.info("executor %s: %s", executor, reason)
-        if substitution is not None:
-            logger.info("%s", substitution)
+        for remark in remarks:
+            logger.info("%s", remark)
     return config, writer
 
 

@@ -135,7 +135,7 @@ def _lookahead(
         return None
     if gpu is not None and not gpu.has_lookahead:
         raise ConfigError(
-            f"trt_llm.build.speculator: lookahead decoding needs compute capability 8.0; {gpu.name} has {gpu.capability}",
+            f"trt_llm.build.speculator: lookahead needs compute capability 8.0; {gpu.name} has {gpu.capability}",
             "trt_llm.build.speculator",
         )
     if quantization.quant_algo not in (None, "FP8"):
