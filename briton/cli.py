@@ -242,28 +242,6 @@ def gateway(
     raise typer.Exit(run_gateway(loaded, tokenizer_dir=tokenizer, engine_address=engine, host=host, port=port))
 
 
-@config_app.command()
-def check(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Config files.")]) -> None:
-    """Check config files.
-
-    Says what each would build and serve, by which executor and why. Exit code 2 when one is wrong, with the field's
-    name.
-    """
-    from briton.child_process import ERROR_PREFIX
-    from briton.config import load_config
-    from briton.config.report import report
-    from briton.errors import ConfigError
-
-    wrong = False
-    for file in files:
-        try:
-            typer.echo(report(load_config(file)))
-        except ConfigError as error:
-            typer.echo(f"{ERROR_PREFIX}{error}", err=True)  # which names the file
-            wrong = True
-    raise typer.Exit(EXIT_CONFIG_ERROR if wrong else 0)
-
-
 @config_app.command("explain")
 def explain_config(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A config file.")],
@@ -302,11 +280,33 @@ def _print_plan(
     typer.echo(json.dumps(explanation.document, indent=2) if as_json else explanation.text())
 
 
-def _open_config(path: Path, process: str, supervised: bool = False) -> tuple[Config, LineWriter]:
-    """Load a config that can be served here, and send the logs where it says. A gateway runs no model: that is another
-    machine's matter.
+@config_app.command()
+def check(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Config files.")]) -> None:
+    """Check config files.
 
-    What is to be said about the config is said once: by the supervisor, where there is one.
+    Says what each would build and serve, by which executor and why. Exit code 2 when one is wrong, with the field's
+    name.
+    """
+    from briton.child_process import ERROR_PREFIX
+    from briton.config import load_config
+    from briton.config.report import report
+    from briton.errors import ConfigError
+
+    wrong = False
+    for file in files:
+        try:
+            typer.echo(report(load_config(file)))
+        except ConfigError as error:
+            typer.echo(f"{ERROR_PREFIX}{error}", err=True)  # which names the file
+            wrong = True
+    raise typer.Exit(EXIT_CONFIG_ERROR if wrong else 0)
+
+
+def _open_config(path: Path, process: str, supervised: bool = False) -> tuple[Config, LineWriter]:
+    """Load a config that can be served here, and send the logs where it says.
+
+    What is to be said about the config is said once: by the supervisor, where there is one. A gateway runs no model:
+    whether one could be run here is not its matter.
     """
     import logging
 

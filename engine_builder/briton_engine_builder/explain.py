@@ -207,7 +207,7 @@ def _explain_local(config: Config, shapes: ModelShapes, reason: str) -> Explanat
         },
         "calibration": None,
         "executor_config": asdict(settings),
-        "launch": {"command": _local_command(config), "env": {}},
+        "launch": {"command": ["python", "-m", "briton", "engine", "--config", str(config.path)], "env": {}},
         "memory": {
             "weights_bytes_per_rank": -(-weights // config.tensor_parallel_size),
             "kv_bytes_per_token": per_token,
@@ -234,12 +234,6 @@ def _explain_local(config: Config, shapes: ModelShapes, reason: str) -> Explanat
         ),
     )
     return Explanation(summary, document)
-
-
-def _local_command(config: Config) -> list[str]:
-    ranks = config.tensor_parallel_size
-    mpiexec = ["mpiexec", "-n", str(ranks)] if ranks > 1 else []
-    return [*mpiexec, "python", "-m", "briton", "engine", "--config", str(config.path)]
 
 
 def _local_notes(config: Config, substitution: str | None, keeps_blocks: bool) -> list[str]:
