@@ -126,7 +126,7 @@ def check_gpu(plan: QuantizationPlan, gpu: Gpu) -> None:
         needs = "compute capability 10.0 or newer (B200)"
     elif "FP8" in (plan.quant_algo, plan.kv_cache_quant_algo) and not gpu.has_fp8:
         needs = "compute capability 8.9 or newer (L4, H100)"
-    elif plan.quant_algo in (*_WEIGHT_ONLY, "W8A8_SQ_PER_CHANNEL") and not gpu.has_integer_kernels:
+    elif _is_integer(plan) and not gpu.has_integer_kernels:
         needs = "compute capability below 10.0: TensorRT-LLM has no integer kernels on Blackwell; use fp8 or fp4"
     else:
         return
@@ -135,3 +135,7 @@ def check_gpu(plan: QuantizationPlan, gpu: Gpu) -> None:
         f"{gpu.name} has compute capability {gpu.capability}, and {what} needs {needs}",
         FIELD,
     )
+
+
+def _is_integer(plan: QuantizationPlan) -> bool:
+    return plan.quant_algo in (*_WEIGHT_ONLY, "W8A8_SQ_PER_CHANNEL") or plan.kv_cache_quant_algo == "INT8"

@@ -180,3 +180,9 @@ def test_a_cache_that_patches_limit(make_plan: MakePlan) -> None:
     changes = {ACCELERATOR: "H100", "trt_llm.runtime.max_seq_len": 2048, "trt_llm.runtime.patch_kwargs": patches}
     memory = make_plan(changes, base=V2).memory
     assert (memory.max_tokens_in_kv_cache, memory.full_length_requests) == (4096, 2)
+
+
+def test_an_int8_cache_on_blackwell(make_plan: MakePlan) -> None:
+    patches = {"kv_cache_config": {"dtype": "int8"}}
+    error = refusal(make_plan, {ACCELERATOR: "B200", "trt_llm.runtime.patch_kwargs": patches}, base=V2)
+    assert "no integer kernels on Blackwell" in error.message
