@@ -5,6 +5,7 @@ What a command needs is imported when it runs, so that `briton --help` is there 
 
 from __future__ import annotations
 
+import enum
 import sys
 import traceback
 from collections.abc import Sequence
@@ -32,6 +33,13 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at config files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+
+
+class ExecutorName(str, enum.Enum):
+    """What --executor takes."""
+
+    TRTLLM = "trtllm"
+    LOCAL = "local"
 
 
 @dataclass
@@ -109,6 +117,16 @@ GrpcPortOption = Annotated[
     int | None,
     typer.Option(metavar="PORT", min=0, max=65535, help="gRPC port. Default: the config's briton.grpc_port, 50051."),
 ]
+ExecutorOption = Annotated[
+    ExecutorName | None,
+    typer.Option("--executor", help="Plan for this executor. Default: the one that would run here."),
+]
+ModelConfigOption = Annotated[
+    Path | None,
+    typer.Option("--model-config", metavar="FILE", help="A config.json to take the model's shapes from."),
+]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Ask no hub for the model's shapes.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the plan as one JSON document.")]
 
 
 @app.callback()
@@ -147,11 +165,24 @@ def serve(
 
 
 @app.command()
-def build(config: ConfigOption) -> None:
+def build(
+    config: ConfigOption,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build nothing: print the plan of the build.")] = False,
+    executor: ExecutorOption = None,
+    offline: OfflineOption = False,
+    model_config: ModelConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Build an engine, print its directory.
 
-    Fetches the checkpoint and converts its weights, unless the same was built before.
+    Fetches the checkpoint and converts its weights, unless the same was built before. With --dry-run it prints what
+    `briton config explain` prints; the options after it belong to it.
     """
+    if dry_run:
+        _print_plan(config, executor, offline, model_config, as_json)
+        return
+    if executor or offline or model_config or as_json:
+        raise typer.BadParameter("--executor, --offline, --model-config and --json belong to --dry-run")
     loaded, _ = _open_config(config, "build")
     from briton.config import load_environment
     from briton_engine_builder import build_engine
@@ -229,6 +260,44 @@ def gateway(
     raise typer.Exit(run_gateway(loaded, tokenizer_dir=tokenizer, engine_address=engine, host=host, port=port))
 
 
+@config_app.command("explain")
+def explain_config(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A config file.")],
+    executor: ExecutorOption = None,
+    offline: OfflineOption = False,
+    model_config: ModelConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Explain what a config becomes.
+
+    Prints the build, the quantization, the executor's own config, the command that starts it, and whether it fits in
+    memory; nothing is built. Exit code 2 when it cannot be built or does not fit, with the field's name.
+    """
+    _print_plan(file, executor, offline, model_config, as_json)
+
+
+def _print_plan(
+    file: Path,
+    executor: ExecutorName | None,
+    offline: bool,
+    model_config: Path | None,
+    as_json: bool,
+) -> None:
+    import json
+
+    from briton.config import load_config, load_environment
+    from briton_engine_builder.explain import explain
+
+    explanation = explain(
+        load_config(file),
+        load_environment(),
+        executor=executor.value if executor else None,
+        offline=offline,
+        model_config=model_config,
+    )
+    typer.echo(json.dumps(explanation.document, indent=2) if as_json else explanation.text())
+
+
 @config_app.command()
 def check(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Config files.")]) -> None:
     """Check config files.
@@ -256,24 +325,31 @@ def _open_config(
 ) -> tuple[Config, LineWriter]:
     """Load a config that can be served here, and send the logs where it says.
 
-    What is to be said about the config is said once: by the supervisor, where there is one.
+    What is to be said about the config is said once: by the supervisor, where there is one. A gateway runs no model:
+    whether one could be run here is not its matter.
     """
     import logging
 
     from briton.config import load_config
-    from briton.config.local_target import local_target
+    from briton.config.local_target import map_quantization
+    from briton.config.serving import check_servable, choose_executor
     from briton.logs import configure_logging
 
     config = load_config(path)
-    substitution = local_target(config).substitution
-    rank = rank if config.tensor_parallel_size > 1 else None
+    remarks = []
+    if process != "gateway":
+        check_servable(config)
+        executor, reason = choose_executor(config)
+        substitution = map_quantization(config).substitution if executor == "local" else None
+        remarks = [f"executor {executor}: {reason}", *([substitution] if substitution else [])]
+    rank = rank if config.world_size > 1 else None
     writer = configure_logging(config.briton.logging.level, config.briton.logging.format, process=process, rank=rank)
     if not supervised:
         logger = logging.getLogger("briton.config")
         for warning in config.warnings:
             logger.warning("%s", warning)
-        if substitution is not None:
-            logger.info("%s", substitution)
+        for remark in remarks:
+            logger.info("%s", remark)
     return config, writer
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from briton.config import Config
 from briton.config.local_target import step_tokens
-from briton.config.serving import check_servable
+from briton.config.serving import check_servable, choose_executor
 from briton.types import ExecutorStats, GenerationRequest, ModelInfo, TokenChunk
 
 if TYPE_CHECKING:
@@ -60,6 +60,10 @@ def create_executor(config: Config, engine_dir: Path, seat: Seat | None = None) 
     where this version cannot serve the config, BuildError or ConfigError where it cannot run here.
     """
     check_servable(config)
+    if choose_executor(config).name == "trtllm":
+        from briton.trtllm.loader import create_trtllm_executor
+
+        return create_trtllm_executor(config, engine_dir)
     from briton.local.loader import load_local_executor  # imports openvino
 
     communicator, rank_stats = (None, tuple) if seat is None else (seat.communicator, seat.member.all_stats)

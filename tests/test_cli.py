@@ -47,7 +47,7 @@ def test_version() -> None:
     ("command", "options"),
     [
         ("serve", ("--config", "--host", "--port", "--grpc-port")),
-        ("build", ("--config",)),
+        ("build", ("--config", "--dry-run", "--executor", "--offline", "--model-config", "--json")),
         ("engine", ("--config", "--engine-dir", "--host", "--port")),
         ("gateway", ("--config", "--engine", "--tokenizer", "--host", "--port")),
     ],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from briton.config import load_config
 from briton.executor import create_executor
 from briton.local import loader
 from briton.local.settings import LocalSettings
+from briton.machine import Machine
 from briton.types import LookaheadConfig
 
 SettingsOf = Callable[..., LocalSettings]
@@ -65,3 +68,16 @@ def test_a_speculator(
 def test_a_speculator_that_drafts_nothing_is_none(settings_of: SettingsOf, sizes: tuple[int, int, int]) -> None:
     settings = settings_of(sizes, num_draft_tokens=64, enable_b10_lookahead=None)
     assert (settings.lookahead, settings.enable_b10_lookahead, settings.max_draft_tokens) == (None, False, 0)
+
+
+def test_a_config_for_tensorrt_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its executor is made by its own loader, which is imported then and not before."""
+    seen: list[Any] = []
+    stand_in = SimpleNamespace(create_trtllm_executor=lambda *arguments: seen.append(arguments))
+    monkeypatch.setitem(sys.modules, "briton.trtllm.loader", stand_in)
+    monkeypatch.setattr("briton.config.serving.this_machine", lambda: Machine("1.2.1", ("NVIDIA L4",)))
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"trt_llm": {"build": {"checkpoint_repository": {"source": "LOCAL", "repo": "."}}}}))
+    config = load_config(file)
+    create_executor(config, tmp_path)
+    assert seen == [(config, tmp_path)]

@@ -16,7 +16,7 @@ from briton.config.enums import (
     TrussTRTLLMModel,
     TrussTRTLLMQuantizationType,
 )
-from briton.config.runtime import TRTLLMRuntimeConfigurationV2
+from briton.config.runtime import TRTLLMRuntimeConfigurationV2, TrussTRTLLMRuntimeConfiguration
 from briton.config.trt_llm import TRTLLMConfigurationV1, TRTLLMConfigurationV2
 from briton.errors import ConfigError
 
@@ -101,6 +101,16 @@ class Config:
         return self.tensor_parallel_size if self.family == "BISV2" else self.trt_llm.build.world_size
 
     @property
+    def accelerator_name(self) -> str | None:
+        """Which GPU `resources.accelerator` names; None when it names none."""
+        return self.accelerator.partition(":")[0] if self.accelerator else None
+
+    @property
+    def accelerator_count(self) -> int:
+        """How many of them; 0 when the config names none."""
+        return int(self.accelerator.partition(":")[2] or 1) if self.accelerator else 0
+
+    @property
     def quantization_type(self) -> TrussTRTLLMQuantizationType:
         """As the config says; `local_target` says what becomes of it."""
         return self.trt_llm.build.quantization_type
@@ -132,6 +142,18 @@ class Config:
         if isinstance(self.trt_llm, TRTLLMConfigurationV1):
             return self.trt_llm.runtime.kv_cache_free_gpu_mem_fraction
         return _V2_KV_CACHE_FRACTION
+
+    @property
+    def kv_cache_host_memory_bytes(self) -> int | None:
+        """Host memory of each rank for KV blocks that have left the GPU; None: none."""
+        runtime = self.trt_llm.runtime
+        return runtime.kv_cache_host_memory_bytes if isinstance(runtime, TrussTRTLLMRuntimeConfiguration) else None
+
+    @property
+    def total_token_limit(self) -> int | None:
+        """Prompt tokens in flight, for the discontinued external drafts; v2 has no such limit."""
+        runtime = self.trt_llm.runtime
+        return runtime.total_token_limit if isinstance(runtime, TrussTRTLLMRuntimeConfiguration) else None
 
     @property
     def speculator(self) -> TrussSpeculatorConfiguration | None:

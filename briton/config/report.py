@@ -32,8 +32,12 @@ def _facts(config: Config) -> Iterator[tuple[str, str]]:
         yield "serving", f"not possible with this version: {error.message}"
         yield from _model(config)
     else:
+        choice = choose_executor(config)
         yield from _model(config)
-        yield "executor", "{}: {}".format(*choose_executor(config))
+        yield "executor", "{}: {}".format(*choice)
+        if choice.name == "trtllm":
+            yield "plan", f"briton config explain {config.path}"
+            return
         yield "needs", "a checkpoint of the Llama family (Llama, Mistral, SmolLM, Falcon3): checked when it is built"
         yield from _engine(config)
 

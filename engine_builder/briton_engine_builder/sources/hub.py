@@ -25,7 +25,7 @@ def fetch_from_hub(repo: str, revision: str | None, *, token: str | None, progre
 
     Without network, a snapshot that is in the hub's cache already is taken as it is.
     """
-    with _progress_bars(progress and sys.stderr.isatty()), _one_line_errors(repo, revision):
+    with _progress_bars(progress and sys.stderr.isatty()), one_line_errors(repo, revision):
         try:
             info = huggingface_hub.HfApi(token=token).model_info(repo, revision=revision)
         except errors.HfHubHTTPError:
@@ -80,7 +80,7 @@ def _cached_snapshot(repo: str, revision: str | None) -> Path | None:
 
 
 @contextmanager
-def _one_line_errors(repo: str, revision: str | None) -> Iterator[None]:
+def one_line_errors(repo: str, revision: str | None) -> Iterator[None]:
     """Whatever huggingface_hub raises, as a BuildError that says what to do."""
     try:
         yield
