@@ -11,7 +11,7 @@ from typing import Any
 
 from briton.config import Config
 from briton.engine_dir import EngineManifest, TrtllmBuild, load_manifest
-from briton.errors import BuildError, InvalidRequest, Unsupported
+from briton.errors import BuildError, ConfigError, InvalidRequest, Unsupported
 from briton.generation_config import GENERATION_CONFIG, default_sampling
 from briton.trtllm.engine_check import check_engine
 from briton.trtllm.executor import TrtllmExecutor
@@ -32,12 +32,17 @@ WARM_UP_S = 600.0  # for one token, after which the library has told the size of
 def create_trtllm_executor(config: Config, engine_dir: Path, library: Library | None = None) -> TrtllmExecutor:
     """Load an engine into TensorRT-LLM, on rank 0. Raises ConfigError or BuildError, naming both values, where
     engine, config and machine do not fit together, and where the library refuses."""
-    return start_executor(engine_dir, trtllm_settings(config), config.served_model_name, library or load_library())
+    library = library or load_library()
+    if library.rank != 0:
+        raise ConfigError(f"rank {library.rank} cannot serve: only rank 0 does", "briton.executor")
+    return start_executor(engine_dir, trtllm_settings(config), config.served_model_name, library)
 
 
 def follow_trtllm_executor(config: Config, engine_dir: Path, library: Library | None = None) -> None:
     """A rank other than 0: load its part of the engine, and return when rank 0 has shut down."""
     library, settings = library or load_library(), trtllm_settings(config)
+    if library.rank == 0:
+        raise ConfigError("rank 0 cannot follow: it serves", "briton.executor")
     check_engine(engine_dir, load_manifest(engine_dir), settings, library)
     # The library joins the thread that rank 0 drives; only rank 0 can end it.
     _load(engine_dir, settings, library, no_op).shutdown()

@@ -375,7 +375,7 @@ class StandInExecutor:
         sequence.first_token_at = sequence.first_token_at or time.monotonic()
         sequence.num_steps += 1
         accepted = 0
-        w, n, g = self._sizes(sequence.request)
+        _, n, g = self._sizes(sequence.request)
         if self._is_lookahead and n > 1 and sequence.output:
             sequence.num_draft_tokens += g * (n - 1)
             accepted = int(self._random.integers(0, n)) if g else 0
