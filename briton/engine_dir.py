@@ -63,10 +63,10 @@ class TrtllmBuild:
     library_version: str  # of tensorrt-llm
     gpu_architecture: str  # "sm_90"
     vocab_size_padded: int  # width of its logits
-    max_seq_len: int
+    max_seq_len: int  # prompt and output; the engine has room for max_draft_len more
     max_batch_size: int
     max_num_tokens: int
-    max_draft_len: int = 0  # room for drafts in one step
+    max_draft_len: int = 0  # drafts in one step
     lookahead: LookaheadConfig | None = None  # None: built without
     paged_context_fmha: bool = True  # what chunked context needs
     pipeline_parallel_size: int = 1

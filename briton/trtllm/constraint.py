@@ -24,17 +24,18 @@ class ConstrainedSequence:
     guide: Guide | None
     num_output: int = 0  # tokens that the guide has consumed
 
-    def follow(self, output: Sequence[int]) -> None:
-        """Bring the guide to the end of `output`. Does nothing when called again with the same, as chunks of context
-        do. Raises RuntimeError for a token that the guide does not allow."""
+    def follow(self, token_ids: Sequence[int], num_prompt: int) -> None:
+        """Bring the guide to the end of prompt and output. Does nothing when called again with the same, as chunks of
+        context do. Raises RuntimeError for a token that the guide does not allow."""
+        num_output = len(token_ids) - num_prompt
         if self.guide is not None:
-            if len(output) < self.num_output:
-                self.guide.rollback(self.num_output - len(output))
-                self.num_output = len(output)
-            new = output[self.num_output :]
+            if num_output < self.num_output:
+                self.guide.rollback(self.num_output - num_output)
+                self.num_output = num_output
+            new = token_ids[num_prompt + self.num_output :]
             if new and not self.guide.advance(new):
                 raise RuntimeError(f"the guide refused tokens {list(new)}, which its own masks allowed")
-        self.num_output = len(output)
+        self.num_output = num_output
 
 
 class Constraint:
@@ -68,6 +69,11 @@ class Constraint:
             sequence = ConstrainedSequence(self._guides.pop() if self._guides else None)
             self._sequences[library_id] = sequence
         return sequence
+
+    def num_sound(self, library_id: int) -> int:
+        """Tokens of a sequence's output that its guide has consumed."""
+        sequence = self._sequences.get(library_id)
+        return 0 if sequence is None else sequence.num_output
 
     def fail(self, error: Exception, num_tokens: int) -> bool:
         """Note the first failure; whether this was it."""

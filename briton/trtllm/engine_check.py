@@ -35,6 +35,12 @@ def check_engine(directory: Path, manifest: EngineManifest, settings: TrtllmSett
             f"{_sizes(settings.lookahead)}: they must be equal",
             "trt_llm.build.speculator",
         )
+    needed = 0 if build.lookahead is None else build.lookahead.draft_tokens
+    if build.max_draft_len != needed:  # the library wants them equal
+        raise BuildError(
+            f"{directory} was built for {build.max_draft_len} draft tokens; lookahead {_sizes(build.lookahead)} needs "
+            f"{needed}: build the engine again"
+        )
     return build
 
 

@@ -1,4 +1,4 @@
-"""The Executor over TensorRT-LLM's own, on rank 0."""
+"""The Executor over TensorRT-LLM's own, on rank 0. Not yet run on a GPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from briton.errors import BritonError, EngineDead, QueueFull, Unsupported
+from briton.errors import EngineDead, QueueFull, Unsupported
 from briton.trtllm.constraint import Constraint
 from briton.trtllm.library import Library, first_line
 from briton.trtllm.logits import LogitsProcessor
@@ -178,7 +178,8 @@ class TrtllmExecutor:
         if not entry.is_finished:
             return None
         self._close(entry)
-        return None if response.has_error() or response.result.is_final else response.request_id
+        is_over = not response.has_error() and response.result.is_final
+        return None if is_over else entry.library_id  # an error may be of one sequence: the others go on
 
     def _end(self, entry: OpenRequest, reason: FinishReason, error: Exception | None = None) -> None:
         """End a request before the library does. The lock is held."""
@@ -218,9 +219,9 @@ class TrtllmExecutor:
         with self._lock:
             if self._dead is not None:
                 return self._dead
-        if isinstance(error, BritonError):
-            return error
-        return Unsupported(f"TensorRT-LLM refuses the request: {message}")
+        if "hutdown" in message:
+            return EngineDead("the executor is shut down")
+        return RuntimeError(f"TensorRT-LLM: {message}")  # the request was fine: it could be made
 
     def _cancel(self, library_id: int) -> None:
         try:

@@ -143,8 +143,7 @@ def _model_info(
 ) -> ModelInfo:
     if num_blocks * block_size == 0:
         raise BuildError(f"{directory}: TensorRT-LLM tells of no KV cache: was the engine built with paged_kv_cache?")
-    # The library keeps room for a step's drafts at the end of every sequence.
-    longest = min(settings.max_seq_len or build.max_seq_len, build.max_seq_len) - build.max_draft_len
+    longest = min(settings.max_seq_len or build.max_seq_len, build.max_seq_len)
     info = ModelInfo(
         model_name=model_name,
         executor="trtllm",

@@ -96,8 +96,11 @@ class LogitsProcessor:
         except Exception as error:
             logger.exception("masks could not be applied: the requests of this step that need them end")
             self._slots.forget()  # what was sent may not have arrived
+            failure = RuntimeError(f"the masks of a step could not be applied: {error}")
             for library_id, client_id in zip(library_ids, client_ids, strict=False):
-                self._fail_whole(library_id, client_id, error)
+                constraint = None if client_id is None else self._constraints.get(client_id)
+                if client_id is not None and constraint is not None:
+                    self._fail(client_id, constraint, library_id, failure)
         self.seconds += time.perf_counter() - started
 
     def _mask_rows(
@@ -141,19 +144,15 @@ class LogitsProcessor:
         unnamed_slot: int,
     ) -> Slot | None:
         """The slot of a row's mask, which is written to `mask` if it is new; None where all is allowed."""
-        num_sound = 0
         if constraint.failure is None:
             try:
                 sequence = constraint.sequence(library_id)
-                num_sound = sequence.num_output
-                sequence.follow(token_ids[constraint.num_prompt :])
-                num_sound = sequence.num_output
+                sequence.follow(token_ids, constraint.num_prompt)
                 return self._write(constraint, sequence, mask, unnamed_slot)
             except Exception as error:
                 if not isinstance(error, BritonError):
                     logger.exception("the guide of request %d failed", client_id)
-                if constraint.fail(error, num_sound):
-                    self._failed.append(client_id)
+                self._fail(client_id, constraint, library_id, error)
         return self._only_stops(constraint, mask)
 
     def _write(
@@ -204,12 +203,9 @@ class LogitsProcessor:
             serial = self._automata[automaton] = next(self._serials)
         return serial
 
-    def _fail_whole(self, library_id: int, client_id: int | None, error: Exception) -> None:
-        constraint = None if client_id is None else self._constraints.get(client_id)
-        if client_id is not None and constraint is not None:
-            failure = RuntimeError(f"the masks of a step could not be applied: {error}")
-            if constraint.fail(failure, constraint.sequence(library_id).num_output):
-                self._failed.append(client_id)
+    def _fail(self, client_id: int, constraint: Constraint, library_id: int, error: Exception) -> None:
+        if constraint.fail(error, constraint.num_sound(library_id)):
+            self._failed.append(client_id)
 
 
 def no_op(

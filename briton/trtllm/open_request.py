@@ -96,16 +96,16 @@ class OpenRequest:
             return None
         if index == 0 or self._metrics is None:
             self._metrics = result.request_perf_metrics or self._metrics
-        token_ids = tuple(result.output_token_ids[0])
+        given = result.output_token_ids[0]
         failure = None if self._constraint is None else self._constraint.failure
-        num_sound = len(token_ids) if failure is None else max(0, failure.num_tokens - sequence.num_tokens)
-        token_ids = self._until_stop(token_ids[:num_sound])
+        num_sound = len(given) if failure is None else max(0, failure.num_tokens - sequence.num_tokens)
+        token_ids = self._until_stop(tuple(given[:num_sound]))
         logprobs = self._logprobs(result, token_ids)
         sequence.num_tokens += len(token_ids)
         sequence.num_steps = min(result.decoding_iter, sequence.num_tokens)
         if self.request.guide is not None:
             sequence.token_ids += token_ids
-        if failure is not None and (result.is_sequence_final or num_sound < len(result.output_token_ids[0])):
+        if failure is not None and (result.is_sequence_final or num_sound < len(given)):
             return self.end(FinishReason.ERROR, failure.error, index, token_ids, logprobs)
         if not result.is_sequence_final:
             return TokenChunk(self.request.request_id, index, token_ids, logprobs) if token_ids else None

@@ -1,4 +1,8 @@
-"""From a GenerationRequest to the library's Request."""
+"""From a GenerationRequest to the library's Request.
+
+What TensorRT-LLM's kernels do otherwise than `briton.types.SamplingParams` says, and cannot be told not to: presence
+and frequency penalties count the prompt's tokens, too, and a logit's bias is added before its penalties.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from briton.trtllm.library import Library
 from briton.types import GenerationRequest, LookaheadConfig, ModelInfo, SamplingParams
 
 MAX_TOP_K = 1024  # of the sampling kernels (TOP_K_MAX), which cut larger ones without a word
+_MIN_TEMPERATURE = 1e-5  # what is smaller overflows, and as good as greedy
 _OFF = LookaheadConfig(1, 1, 0)
 # DecodingMode.Lookahead has neither penalties nor banned words, and samples with top_k 1.
 _IGNORED_WITH_LOOKAHEAD = (
@@ -137,14 +142,18 @@ def _sampling_config(trtllm: Any, sampling: SamplingParams) -> Any:
     if is_greedy(sampling):
         options["top_k"] = 1
     else:
-        options["temperature"] = float(sampling.temperature)
+        options["temperature"] = max(_MIN_TEMPERATURE, float(sampling.temperature))
         options["top_k"] = sampling.top_k if sampling.top_k <= MAX_TOP_K else 0  # 0: off, and so is the vocabulary
         options["top_p"] = float(sampling.top_p)
         if sampling.min_p > 0:
             options["min_p"] = float(sampling.min_p)
-    for name, neutral in (("repetition_penalty", 1.0), ("presence_penalty", 0.0), ("frequency_penalty", 0.0)):
-        if (value := getattr(sampling, name)) != neutral:
-            options[name] = float(value)
+    if sampling.repetition_penalty != 1:
+        options["repetition_penalty"] = float(sampling.repetition_penalty)
+    scale = options.get("temperature", 1.0)  # the library subtracts penalties from logits that it has divided by it
+    if sampling.presence_penalty:
+        options["presence_penalty"] = sampling.presence_penalty / scale
+    if sampling.frequency_penalty:
+        options["frequency_penalty"] = sampling.frequency_penalty / scale
     return trtllm.SamplingConfig(**options)
 
 

@@ -27,5 +27,4 @@ class TestTrtllm(ExecutorConformance):
             kv_cache_tokens=limits.kv_cache_tokens,
             lookahead=limits.lookahead,
         )
-        draft_len = 0 if limits.lookahead is None else limits.lookahead.draft_tokens
-        return start(self.directory, settings, max_seq_len=limits.max_seq_len + draft_len)
+        return start(self.directory, settings, max_seq_len=limits.max_seq_len)

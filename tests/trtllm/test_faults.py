@@ -142,6 +142,13 @@ def test_cancelling_before_enqueue_returns(broken: Broken) -> None:
 # Calls that raise.
 
 
+def test_a_request_that_the_library_cannot_make_is_refused(broken: Broken) -> None:
+    request = broken.runner.request(PROMPT, priority=float("nan"))  # no int, which nobody checks
+    with pytest.raises(Unsupported, match=r"TensorRT-LLM refuses the request: .*Assertion failed"):
+        broken.runner.submit_request(request)
+    assert _ends_as_usual(broken)
+
+
 def test_the_librarys_full_queue_is_queue_full(tmp_path: Path) -> None:
     broken = Broken(tmp_path, max_batch_size=1, max_queue_size=1)
     broken.faults.step_s = 0.01
@@ -161,10 +168,13 @@ def test_the_librarys_full_queue_is_queue_full(tmp_path: Path) -> None:
 
 def test_enqueue_request_raises(broken: Broken) -> None:
     broken.faults.raises["enqueue_request"] = RuntimeError("[TensorRT-LLM][ERROR] out of luck\n1 0x7f a stack trace")
-    with pytest.raises(Unsupported) as refused:
+    with pytest.raises(RuntimeError, match=r"^TensorRT-LLM: \[TensorRT-LLM\]\[ERROR\] out of luck$"):
         broken.runner.submit(PROMPT)
-    assert refused.value.message == "TensorRT-LLM refuses the request: [TensorRT-LLM][ERROR] out of luck"
+    broken.faults.raises["enqueue_request"] = RuntimeError("Shutdown called, cannot enqueue requests")
+    with pytest.raises(EngineDead):
+        broken.runner.submit(PROMPT)
     broken.faults.raises.clear()
+    assert broken.executor.stats().num_requests == 0
     assert broken.runner.collect(0.02) == 0
     assert _ends_as_usual(broken)
 

@@ -53,7 +53,7 @@ def test_info_with_lookahead(tmp_path: Path) -> None:
     executor = start(tmp_path, replace(SETTINGS, lookahead=SIZES))
     info = executor.info
     assert (info.lookahead, info.max_draft_tokens, info.lookahead_with_guides) == (SIZES, 11, False)
-    assert info.max_seq_len == 256 - 11  # the library keeps room for a step's drafts
+    assert info.max_seq_len == 256  # drafts have room beyond it
     assert info.default_sampling == SamplingParams(temperature=0.0)  # nothing else would be honoured
     executor.shutdown()
 
@@ -156,6 +156,7 @@ def test_what_the_library_is_told(tmp_path: Path) -> None:
         ({"gpu_architecture": "sm_80"}, BuildError, ("sm_80", "sm_90", "again")),
         ({"pipeline_parallel_size": 2}, ConfigError, ("1 x 2", "1 x 1")),
         ({"lookahead": SIZES, "max_draft_len": 11}, ConfigError, ("(4, 3, 2)", "off")),
+        ({"max_draft_len": 5}, BuildError, ("5 draft tokens", "off needs 0", "again")),
         ({"max_batch_size": 4}, ConfigError, ("max_batch_size 4", "has 8")),
         ({"max_num_tokens": 1024}, ConfigError, ("max_num_tokens 1024", "has 4096")),
         ({"paged_context_fmha": False}, ConfigError, ("use_paged_context_fmha false", "enable_chunked_context true")),

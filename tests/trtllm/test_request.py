@@ -63,7 +63,9 @@ def test_sampling() -> None:
         )
     ).sampling_config
     assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (0.7, 40, 0.9, 0.05)
-    assert (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) == (1.1, 0.5, -0.5)
+    assert sampling.repetition_penalty == 1.1
+    assert sampling.presence_penalty == pytest.approx(0.5 / 0.7)  # of logits that are divided by the temperature
+    assert sampling.frequency_penalty == pytest.approx(-0.5 / 0.7)
     assert (sampling.seed, sampling.num_return_sequences) == (5, 3)
 
 
@@ -84,6 +86,15 @@ def test_greedy(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("seed", "sent"), [(-1, 2**64 - 1), (2**64 - 1, 2**64 - 1), (-(2**63), 2**63), (0, 0)])
 def test_seeds_fit(seed: int, sent: int) -> None:
     assert _sent(_request(seed=seed)).sampling_config.seed == sent
+
+
+def test_penalties_of_greedy_requests_are_as_they_are() -> None:
+    sampling = _sent(_request(presence_penalty=0.5, frequency_penalty=-0.5)).sampling_config
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, -0.5)
+
+
+def test_a_temperature_of_almost_nothing_overflows_nothing() -> None:
+    assert _sent(_request(temperature=1e-30)).sampling_config.temperature == 1e-5
 
 
 def test_top_k() -> None:
