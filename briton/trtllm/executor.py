@@ -48,6 +48,7 @@ class TrtllmExecutor:
         self._closed = threading.Event()
         self._stats_lock = threading.Lock()  # iterations are booked in their order
         self._stats_due = 0.0
+        self._stats_told = False  # that there are none
 
     def submit(self, request: GenerationRequest) -> None:
         """See `Executor.submit`."""
@@ -65,8 +66,8 @@ class TrtllmExecutor:
                 raise self._dead
             self._open[request.request_id] = entry  # a response may come before enqueue_request returns
             self._book.num_requests += 1
-        if constraint is not None:
-            self._processor.add(request.request_id, constraint)
+            if constraint is not None:
+                self._processor.add(request.request_id, constraint)
         try:
             library_id = self._engine.enqueue_request(message)
         except Exception as error:
@@ -74,8 +75,8 @@ class TrtllmExecutor:
             raise self._refusal(error) from error
         with self._lock:
             entry.library_id = library_id
-            cancel_wanted = entry.cancel_wanted
-        if cancel_wanted:
+            unwanted = entry.cancel_wanted or entry.is_finished  # by cancel or shutdown, which did not know the id
+        if unwanted:
             self._cancel(library_id)
 
     def cancel(self, request_id: int) -> None:
@@ -151,8 +152,8 @@ class TrtllmExecutor:
         if now >= self._stats_due:
             self._stats_due = now + _STATS_S
             self._take_iterations()
+        unwanted = [library_id for response in responses if (library_id := self._take(response)) is not None]
         with self._lock:
-            unwanted = [library_id for response in responses if (library_id := self._take(response)) is not None]
             for request_id in self._processor.take_failed():
                 entry = self._open.get(request_id)
                 if entry is not None and entry.library_id is not None:
@@ -162,22 +163,27 @@ class TrtllmExecutor:
 
     def _take(self, response: LibraryResponse) -> int | None:
         """Put a response's chunk into the outbox; the library's id of a request that ended here and not yet there."""
-        entry = None if response.client_id is None else self._open.get(response.client_id)
-        if entry is None:
-            logger.debug("a response for request %s, which is not open", response.client_id)
+        request_id = response.client_id
+        with self._lock:
+            entry = None if request_id is None else self._open.get(request_id)
+        if request_id is None or entry is None:
+            logger.debug("a response for request %s, which is not open", request_id)
             return None
         before = entry.num_output_tokens
         try:
-            chunk = entry.take(response)
+            chunk = entry.take(response)  # log probabilities take their time: nobody waits for the lock meanwhile
         except Exception as error:
-            logger.exception("a response of request %s could not be read", response.client_id)
+            logger.exception("a response of request %d could not be read", request_id)
             chunk = entry.end(FinishReason.ERROR, error)
-        self._book.add_output_tokens(entry.num_output_tokens - before)
-        if chunk is not None:
-            self._outbox.append(chunk)
-        if not entry.is_finished:
-            return None
-        self._close(entry)
+        with self._lock:
+            if self._open.get(request_id) is not entry:
+                return None  # shut down meanwhile
+            self._book.add_output_tokens(entry.num_output_tokens - before)
+            if chunk is not None:
+                self._outbox.append(chunk)
+            if chunk is None or not chunk.is_final:
+                return None
+            self._close(entry)
         is_over = not response.has_error() and response.result.is_final
         return None if is_over else entry.library_id  # an error may be of one sequence: the others go on
 
@@ -187,6 +193,7 @@ class TrtllmExecutor:
         self._close(entry)
 
     def _close(self, entry: OpenRequest) -> None:
+        """It is no longer open. The lock is held."""
         request_id = entry.request.request_id
         del self._open[request_id]
         self._processor.drop(request_id)
@@ -235,8 +242,10 @@ class TrtllmExecutor:
             try:
                 iterations = self._engine.get_latest_iteration_stats()
             except Exception as error:
-                if not self._closing:
+                if not self._closing and not self._stats_told:
+                    self._stats_told = True
                     logger.warning("TensorRT-LLM gives no statistics: %s", first_line(error))
                 return
+            self._stats_told = False
             with self._lock:
                 self._book.add_iterations(iterations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from dataclasses import replace
@@ -87,7 +88,8 @@ def start_executor(directory: Path, settings: TrtllmSettings, model_name: str, l
         num_blocks, block_size = _warm_up(engine, library)
         info = _model_info(directory, manifest, build, settings, model_name, num_blocks, block_size)
     except BaseException:
-        engine.shutdown()
+        with contextlib.suppress(Exception):
+            engine.shutdown()
         raise
     limits = RequestLimits(
         vocab_size_padded=build.vocab_size_padded,

@@ -10,7 +10,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -185,12 +185,14 @@ class LogitsProcessor:
 
     def _all_but(self, stops: tuple[int, ...], mask: Mask) -> Slot:
         def allowed() -> Mask:
-            everything = pack_mask(range(self._vocab_size), self._sizes.num_words)
+            everything = np.full(self._sizes.num_words, -1, np.int32)
+            if tail := self._vocab_size % 32:
+                everything[-1] = (1 << tail) - 1
             return everything & ~pack_mask(stops, self._sizes.num_words)
 
         return self._named(("all but", stops), allowed, mask)
 
-    def _named(self, name: Hashable, make: Any, mask: Mask) -> Slot:
+    def _named(self, name: Hashable, make: Callable[[], Mask], mask: Mask) -> Slot:
         slot = self._slots.named(name)
         if slot.is_new:
             mask[:] = make()

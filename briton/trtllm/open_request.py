@@ -35,7 +35,6 @@ class LibraryResponse(Protocol):
     """What is read of `Response`. `result` raises where `has_error()`."""
 
     client_id: int | None
-    request_id: int
     error_msg: str
     result: LibraryResult
 

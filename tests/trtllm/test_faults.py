@@ -299,6 +299,18 @@ def test_shutdown_of_a_library_that_hangs_returns(
     assert "has not shut down within" in caplog.text
 
 
+def test_shutdown_while_a_request_is_being_enqueued(broken: Broken) -> None:
+    broken.faults.enqueue_delay_s = 0.1
+    submitting = threading.Thread(target=lambda: broken.runner.submit(PROMPT, max_tokens=50))
+    submitting.start()
+    while not broken.executor._open:
+        time.sleep(0.001)
+    broken.executor.shutdown()
+    submitting.join()
+    broken.runner.finish()
+    assert broken.runner.results[1].final.finish_reason is FinishReason.CANCELLED
+
+
 def test_shutdown_while_the_pump_waits(broken: Broken) -> None:
     raised: list[Exception] = []
 
