@@ -38,7 +38,6 @@ class Faults:
     hangs: threading.Event = field(default_factory=threading.Event)  # set: no step is made, and shutdown waits for ever
     error_after: int | None = None  # tokens of a sequence, after which the whole step fails once
     error_message: str = "CUDA error: an illegal memory access was encountered"
-    skips_prompt_reuse: bool = False
 
 
 class StandInExecutor:
