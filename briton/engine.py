@@ -136,6 +136,8 @@ class Engine:
             self._check_accepting()
         if deadline is not None and deadline <= self._loop.time():
             raise DeadlineExceeded(f"the request was not started within {timeout_s:.3g} s")
+        if deadline is not None:
+            request = replace(request, timeout_s=deadline - self._loop.time())
         return self._accept(request, timeout_s, deadline)
 
     def stats(self) -> ExecutorStats:

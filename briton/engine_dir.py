@@ -21,6 +21,8 @@ Norms are F32 [hidden]. A matrix X is [out, in], stored as its dtype says:
 
 so that weight = (q - zero) * scale. A bias is `X.bias`, F32 [out]. Products that are summed over ranks (`o`, `down`)
 have theirs on rank 0 alone.
+
+An engine of target "trtllm" has TensorRT-LLM's own files instead of weights: config.json, and rank0.engine and so on.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from typing import Any
 
 from briton.errors import BuildError
 from briton.sharding import Shard, Span
+from briton.types import LookaheadConfig
 
 MANIFEST = "engine.json"
 FORMAT_VERSION = 2
@@ -57,6 +60,22 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TrtllmBuild:
+    """What a TensorRT-LLM engine was built for: it runs nowhere else. Limits in tokens and sequences."""
+
+    library_version: str  # of tensorrt-llm
+    gpu_architecture: str  # "sm_90"
+    vocab_size_padded: int  # width of its logits
+    max_seq_len: int  # prompt and output; the engine has room for max_draft_len more
+    max_batch_size: int
+    max_num_tokens: int
+    max_draft_len: int = 0  # drafts in one step
+    lookahead: LookaheadConfig | None = None  # None: built without
+    paged_context_fmha: bool = True  # what chunked context needs
+    pipeline_parallel_size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class EngineManifest:
     """The content of engine.json."""
 
@@ -69,7 +88,8 @@ class EngineManifest:
     stop_token_ids: tuple[int, ...]
     builder_version: str
     source: dict[str, str]  # checkpoint source, repo, revision
-    target: str = "local"
+    target: str = "local"  # or "trtllm"
+    trtllm: TrtllmBuild | None = None  # of target "trtllm"
     tensor_parallel_size: int = 1
     shards: tuple[Shard, ...] = ()  # one a rank
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> {"size": bytes, "sha256": hex}
@@ -100,6 +120,7 @@ def load_manifest(directory: Path, rank: int | None = None) -> EngineManifest:
         raw["model"] = ModelConfig(**raw["model"])
         raw["stop_token_ids"] = tuple(raw["stop_token_ids"])
         raw["shards"] = tuple(Shard(**{key: Span(*span) for key, span in shard.items()}) for shard in raw["shards"])
+        raw["trtllm"] = _trtllm_build(raw.get("trtllm"))
         manifest = EngineManifest(**raw)
     except (AttributeError, KeyError, TypeError) as error:
         raise BuildError(f"{path} does not have the fields of an engine manifest: {error}") from None
@@ -111,6 +132,13 @@ def load_manifest(directory: Path, rank: int | None = None) -> EngineManifest:
         if not file.is_file() or file.stat().st_size != entry["size"]:
             raise BuildError(f"{file} is missing or truncated: build the engine again")
     return manifest
+
+
+def _trtllm_build(raw: dict[str, Any] | None) -> TrtllmBuild | None:
+    if raw is None:
+        return None
+    sizes = raw.get("lookahead")
+    return TrtllmBuild(**{**raw, "lookahead": None if sizes is None else LookaheadConfig(**sizes)})
 
 
 def rank_file(rank: int) -> str:

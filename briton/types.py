@@ -97,6 +97,7 @@ class GenerationRequest:
     stream: bool = True  # False: chunks may be held back until a sequence ends
     lookahead: LookaheadConfig | None = None  # None: the engine's
     prediction_token_ids: tuple[int, ...] = ()  # what the output may repeat: drafts are taken from it, never tokens
+    timeout_s: float | None = None  # its caller gives up then, and cancels: an executor may end it by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,7 @@ class ModelInfo:
     lookahead: LookaheadConfig | None = None  # None: this engine does not speculate
     enable_b10_lookahead: bool = False  # drafts from the longest matching suffix, of lengths that follow acceptance
     max_draft_tokens: int = 0  # of one sequence in one step
+    lookahead_with_guides: bool = True  # False: what has a guide or min_tokens runs without lookahead
 
 
 @dataclass(frozen=True, slots=True)

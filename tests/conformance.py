@@ -57,6 +57,7 @@ class ExecutorConformance:
     """
 
     limits = ExecutorLimits()
+    samples_with_lookahead = True  # False: where it speculates, it is greedy and gives no log probabilities
 
     def make_executor(self, limits: ExecutorLimits) -> Executor:
         """A started executor with these limits. It needs a vocabulary of at least 64 and a stop token of its own."""
@@ -350,6 +351,8 @@ class ExecutorConformance:
         assert engine is not None
         smaller = LookaheadConfig(1, engine.ngram_size, engine.verification_set_size)
         sampled: dict[str, Any] = {"temperature": 1.0, "seed": 5, "n": 2, "logprobs": 2}
+        if not self.samples_with_lookahead:
+            sampled = {"n": 2}
         for prompt in (_prompt(speculating, 9), _prompt(speculating, 4) * 8):
             for options in ({}, sampled, {"stream": False}):
                 runs = [
@@ -390,7 +393,8 @@ class ExecutorConformance:
         prompt = _prompt(speculating, 5) * 4
         tokens = speculating.run(prompt, max_tokens=30).tokens()
         speculating.run(prompt, max_tokens=30, prediction=tokens, n=3)
-        speculating.run(prompt, max_tokens=20, temperature=1.0, stream=False)
+        temperature = 1.0 if self.samples_with_lookahead else 0.0
+        speculating.run(prompt, max_tokens=20, temperature=temperature, stream=False)
         after = speculating.executor.stats()
         told = [result.final.speculation for result in speculating.results.values()]
         for result, speculation in zip(speculating.results.values(), told, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import grpc
 import pytest
 
@@ -81,7 +83,13 @@ async def test_model_info_has_the_engines_sizes() -> None:
     async with run_fake_engine(FakeExecutor(SPECULATING_INFO)) as running:
         info = await running.stub.GetModelInfo(pb.GetModelInfoRequest())
     assert info.lookahead == pb.LookaheadConfig(window_size=4, ngram_size=3, verification_set_size=2)
-    assert (info.enable_b10_lookahead, info.max_draft_tokens) == (True, 11)
+    assert (info.enable_b10_lookahead, info.max_draft_tokens, info.lookahead_with_guides) == (True, 11, True)
+
+
+async def test_model_info_says_whether_guides_go_with_lookahead() -> None:
+    async with run_fake_engine(FakeExecutor(replace(SPECULATING_INFO, lookahead_with_guides=False))) as running:
+        info = await running.stub.GetModelInfo(pb.GetModelInfoRequest())
+    assert not info.lookahead_with_guides
 
 
 async def test_a_prediction_as_token_ids_or_text(tokenizer: Tokenizer) -> None:

@@ -134,6 +134,11 @@ class AutomatonGuide:
             row[:] = 0
             row.view(np.uint32)[forced >> 5] = 1 << (forced & 31)
 
+    def mask_row(self) -> int | None:
+        """Which of the automaton's `rows` the next mask is; None where it holds a forced token alone."""
+        state = self._path[-1]
+        return self._automaton.row_of_state[state] if self._automaton.forced_token(state) is None else None
+
     def advance(self, token_ids: Sequence[int]) -> bool:
         """Consume tokens, or none of them when one is not allowed."""
         state = self._path[-1]
@@ -163,6 +168,11 @@ class AutomatonGuide:
     def copy(self) -> Self:
         """An independent guide in the same state."""
         return type(self)(self._automaton, self._path.copy())
+
+    @property
+    def automaton(self) -> Automaton:
+        """What all copies share."""
+        return self._automaton
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -1,0 +1,80 @@
+"""The one place where tensorrt_llm, torch and MPI are imported."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from briton.errors import ConfigError
+from briton.trtllm.mask_device import MaskDevice, MaskSizes, TorchMaskDevice
+
+SUPPORTED_VERSION = "1.2.1"  # the last release with TensorRT engines and this API
+_FIELD = "briton.executor"
+
+
+@dataclass(frozen=True)
+class Library:
+    """What the executor takes from outside. Tests pass a stand-in."""
+
+    trtllm: Any  # the module tensorrt_llm.bindings.executor
+    version: str
+    rank: int
+    world_size: int
+    gpu_architecture: str  # "sm_90"
+    tensor: Callable[[NDArray[np.float32]], Any]  # a host tensor of the library's, from an array
+    array: Callable[[Any], NDArray[np.float32]]  # the other way round, from any element type
+    mask_device: Callable[[MaskSizes], MaskDevice]
+
+
+def load_library() -> Library:
+    """Import TensorRT-LLM. Raises ConfigError where it, a GPU or its driver is missing, or another release is there."""
+    installed = installed_version()
+    if installed is None:
+        raise ConfigError(
+            f"the TensorRT-LLM executor needs the package tensorrt-llm {SUPPORTED_VERSION}, which is not installed",
+            _FIELD,
+        )
+    if installed.partition("+")[0] != SUPPORTED_VERSION:
+        raise ConfigError(
+            f"tensorrt-llm {installed} is installed; the TensorRT-LLM executor is written for {SUPPORTED_VERSION}",
+            _FIELD,
+        )
+    try:
+        torch = importlib.import_module("torch")
+        if not torch.cuda.is_available():
+            raise ConfigError("the TensorRT-LLM executor found no GPU: torch sees none, or no NVIDIA driver", _FIELD)
+        trtllm = importlib.import_module("tensorrt_llm.bindings.executor")
+        world = importlib.import_module("mpi4py.MPI").COMM_WORLD
+    except (ImportError, OSError, RuntimeError) as error:  # libcuda.so.1 or libmpi.so that is not there, too
+        raise ConfigError(f"tensorrt-llm {installed} cannot be loaded: {error}", _FIELD) from error
+    major, minor = torch.cuda.get_device_capability()
+    return Library(
+        trtllm=trtllm,
+        version=installed,
+        rank=world.Get_rank(),
+        world_size=world.Get_size(),
+        gpu_architecture=f"sm_{major}{minor}",
+        tensor=torch.from_numpy,
+        array=lambda tensor: tensor.float().cpu().numpy(),
+        mask_device=lambda sizes: TorchMaskDevice(torch, sizes),
+    )
+
+
+def installed_version() -> str | None:
+    """The release of tensorrt-llm that is installed, without importing it; None: none."""
+    try:
+        return version("tensorrt-llm")
+    except PackageNotFoundError:
+        return None
+
+
+def first_line(error: BaseException) -> str:
+    """What the library says, without the stack trace that it adds."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:500] if lines else type(error).__name__

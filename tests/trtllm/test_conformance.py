@@ -1,0 +1,30 @@
+"""The TensorRT-LLM executor keeps the Executor's promises, on the stand-in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from briton.executor import Executor
+from tests.conformance import ExecutorConformance, ExecutorLimits
+from tests.trtllm.engines import SETTINGS, start
+
+
+class TestTrtllm(ExecutorConformance):
+    samples_with_lookahead = False
+
+    @pytest.fixture(autouse=True)
+    def _directory(self, tmp_path: Path) -> None:
+        self.directory = tmp_path
+
+    def make_executor(self, limits: ExecutorLimits) -> Executor:
+        settings = replace(
+            SETTINGS,
+            max_batch_size=limits.max_batch_size,
+            max_queue_size=limits.max_queue_size,
+            kv_cache_tokens=limits.kv_cache_tokens,
+            lookahead=limits.lookahead,
+        )
+        return start(self.directory, settings, max_seq_len=limits.max_seq_len)

@@ -1,0 +1,296 @@
+"""Engines that do not fit, machines that lack something, and what a running executor says of itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from briton.config import Config, load_config
+from briton.errors import BritonError, BuildError, ConfigError, Unsupported
+from briton.trtllm import library as library_module
+from briton.trtllm.library import SUPPORTED_VERSION, Library, load_library
+from briton.trtllm.loader import create_trtllm_executor, start_executor, trtllm_settings
+from briton.types import LookaheadConfig, SamplingParams
+from tests.trtllm.engines import MANIFEST, SETTINGS, start, write_engine
+from tests.trtllm.stand_in.executor import Faults, World
+from tests.trtllm.stand_in.library import stand_in_library
+
+SIZES = LookaheadConfig(4, 3, 2)
+
+
+def _config(directory: Path, runtime: dict[str, Any] | None = None, **build: Any) -> Config:
+    file = directory / "config.yaml"
+    content = {"checkpoint_repository": {"source": "LOCAL", "repo": "."}, "max_batch_size": 4, **build}
+    file.write_text(yaml.safe_dump({"trt_llm": {"build": content, "runtime": runtime or {}}}))
+    return load_config(file)
+
+
+# What a running executor says of itself.
+
+
+def test_info(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.6, "top_k": 20}')
+    executor = start(tmp_path, replace(SETTINGS, default_max_tokens=50))
+    info = executor.info
+    assert (info.executor, info.model_name, info.architecture) == ("trtllm", "tiny", "llama")
+    assert (info.vocab_size, info.max_seq_len, info.max_batch_size) == (90, 256, 8)
+    assert (info.kv_cache_tokens, info.kv_block_size) == (2048, 16)  # as the library told after one token
+    assert info.default_sampling == SamplingParams(temperature=0.6, top_k=20)
+    assert (info.default_max_tokens, info.lookahead, info.lookahead_with_guides) == (50, None, True)
+    executor.shutdown()
+
+
+def test_info_with_lookahead(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.6, "repetition_penalty": 1.1}')
+    executor = start(tmp_path, replace(SETTINGS, lookahead=SIZES))
+    info = executor.info
+    assert (info.lookahead, info.max_draft_tokens, info.lookahead_with_guides) == (SIZES, 11, False)
+    assert info.max_seq_len == 256  # drafts have room beyond it
+    assert info.default_sampling == SamplingParams(temperature=0.0)  # nothing else would be honoured
+    executor.shutdown()
+
+
+def test_a_sequence_is_no_longer_than_the_kv_cache(tmp_path: Path) -> None:
+    executor = start(tmp_path, replace(SETTINGS, kv_cache_tokens=128))
+    assert executor.info.max_seq_len == executor.info.kv_cache_tokens == 128
+    executor.shutdown()
+
+
+def test_a_generation_config_out_of_range_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"top_p": 7}')
+    with pytest.raises(BuildError, match=r"generation_config.json: top_p must be between 0 and 1, not 7"):
+        start(tmp_path)
+
+
+# From a config.
+
+
+def test_settings_of_a_config(tmp_path: Path) -> None:
+    speculator = {
+        "speculative_decoding_mode": "LOOKAHEAD_DECODING",
+        "lookahead_windows_size": 4,
+        "lookahead_ngram_size": 3,
+        "lookahead_verification_set_size": 2,
+    }
+    config = _config(
+        tmp_path,
+        {
+            "kv_cache_free_gpu_mem_fraction": 0.5,
+            "kv_cache_host_memory_bytes": 1 << 30,
+            "batch_scheduler_policy": "max_utilization",
+            "request_default_max_tokens": 77,
+        },
+        max_seq_len=128,
+        max_num_tokens=2048,
+        tensor_parallel_count=2,
+        gather_all_token_logits=True,
+        speculator=speculator,
+    )
+    settings = trtllm_settings(config)
+    assert settings.lookahead == SIZES
+    assert (settings.max_batch_size, settings.max_num_tokens, settings.max_seq_len) == (4, 2048, 128)
+    assert (settings.policy, settings.default_max_tokens) == ("max_utilization", 77)
+    assert settings.kv_cache_free_gpu_memory_fraction == 0.5
+    assert settings.kv_cache_host_memory_bytes == 1 << 30
+    assert (settings.tensor_parallel_size, settings.pipeline_parallel_size, settings.world_size) == (2, 1, 2)
+    assert settings.gather_generation_logits
+
+
+def test_a_speculator_that_the_library_cannot_run(tmp_path: Path) -> None:
+    speculator = {
+        "speculative_decoding_mode": "LOOKAHEAD_DECODING",
+        "lookahead_windows_size": 8,
+        "lookahead_ngram_size": 1,
+        "lookahead_verification_set_size": 1,
+        "num_draft_tokens": 8,
+        "enable_b10_lookahead": True,
+    }
+    with pytest.raises(Unsupported, match=r"lookahead_ngram_size is 1 in a speculator of \(8, 1, 1\)") as refused:
+        trtllm_settings(_config(tmp_path, speculator=speculator))
+    assert refused.value.field == "trt_llm.build.speculator.lookahead_ngram_size"
+
+
+def test_create_from_a_config(tmp_path: Path) -> None:
+    config = _config(tmp_path, max_num_tokens=1024)
+    executor = create_trtllm_executor(config, write_engine(tmp_path), stand_in_library())
+    assert executor.info.max_batch_size == 4
+    executor.shutdown()
+
+
+def test_what_the_library_is_told(tmp_path: Path) -> None:
+    settings = replace(
+        SETTINGS, policy="max_utilization", kv_cache_host_memory_bytes=1 << 20, lookahead=SIZES, kv_cache_tokens=1024
+    )
+    library = stand_in_library()
+    executor = start(tmp_path, settings, library)
+    told, trtllm = executor._engine._config, library.trtllm
+    assert told.scheduler_config.capacity_scheduler_policy is trtllm.CapacitySchedulerPolicy.MAX_UTILIZATION
+    cache = told.kv_cache_config
+    assert (cache.enable_block_reuse, cache.max_tokens, cache.host_cache_size) == (True, 1024, 1 << 20)
+    assert cache.free_gpu_memory_fraction == 0.9
+    assert (told.max_batch_size, told.max_num_tokens, told.max_queue_size, told.max_beam_width) == (8, 4096, 64, 1)
+    assert told.enable_chunked_context
+    assert told.gather_generation_logits
+    assert told.parallel_config.communication_mode is trtllm.CommunicationMode.LEADER
+    assert told.decoding_config.decoding_mode.name == "Lookahead"
+    sizes = told.decoding_config.lookahead_decoding_config
+    assert (sizes.max_window_size, sizes.max_ngram_size, sizes.max_verification_set_size) == (4, 3, 2)
+    executor.shutdown()
+
+
+# Engines that do not fit. Every refusal names both values.
+
+
+@pytest.mark.parametrize(
+    ("build", "kind", "words"),
+    [
+        ({"library_version": "1.1.0"}, BuildError, ("tensorrt-llm 1.1.0", SUPPORTED_VERSION, "again")),
+        ({"gpu_architecture": "sm_80"}, BuildError, ("sm_80", "sm_90", "again")),
+        ({"pipeline_parallel_size": 2}, ConfigError, ("1 x 2", "1 x 1")),
+        ({"lookahead": SIZES, "max_draft_len": 11}, ConfigError, ("(4, 3, 2)", "off")),
+        ({"max_draft_len": 5}, BuildError, ("5 draft tokens", "off needs 0", "again")),
+        ({"max_batch_size": 4}, ConfigError, ("max_batch_size 4", "has 8")),
+        ({"max_num_tokens": 1024}, ConfigError, ("max_num_tokens 1024", "has 4096")),
+        ({"paged_context_fmha": False}, ConfigError, ("use_paged_context_fmha false", "enable_chunked_context true")),
+    ],
+)
+def test_an_engine_built_for_something_else(
+    tmp_path: Path, build: dict[str, Any], kind: type[BritonError], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(kind) as refused:
+        start(tmp_path, **build)
+    assert all(word in refused.value.message for word in (str(tmp_path), *words)), refused.value.message
+
+
+def test_an_engine_built_for_other_ranks(tmp_path: Path) -> None:
+    directory = write_engine(tmp_path, replace(MANIFEST, tensor_parallel_size=2))
+    with pytest.raises(ConfigError, match="parallelism 2 x 1; the config has 1 x 1") as refused:
+        start_executor(directory, SETTINGS, "tiny", stand_in_library())
+    assert refused.value.field == "trt_llm.build.tensor_parallel_count"
+
+
+def test_a_launch_of_other_ranks(tmp_path: Path) -> None:
+    directory = write_engine(tmp_path, replace(MANIFEST, tensor_parallel_size=2))
+    with pytest.raises(ConfigError, match="was built for 2 ranks; MPI has started 1"):
+        start_executor(directory, replace(SETTINGS, tensor_parallel_size=2), "tiny", stand_in_library())
+    with pytest.raises(ConfigError, match="was built for 1 ranks; MPI has started 4"):
+        start(tmp_path, library=stand_in_library(world=World(4)))
+
+
+def test_other_lookahead_than_the_builds(tmp_path: Path) -> None:
+    larger = LookaheadConfig(7, 5, 5)
+    with pytest.raises(ConfigError, match=r"for lookahead \(4, 3, 2\); the config has \(7, 5, 5\)") as refused:
+        start(tmp_path, replace(SETTINGS, lookahead=larger), lookahead=SIZES, max_draft_len=11)
+    assert refused.value.field == "trt_llm.build.speculator"
+    with pytest.raises(ConfigError, match=r"for lookahead off; the config has \(4, 3, 2\)"):
+        start(tmp_path, replace(SETTINGS, lookahead=SIZES), lookahead=None, max_draft_len=0)
+
+
+def test_an_engine_of_the_local_executor(tmp_path: Path) -> None:
+    replace(MANIFEST, target="local", trtllm=None).save(tmp_path)
+    with pytest.raises(BuildError, match="built for target local; TensorRT-LLM needs target trtllm"):
+        start_executor(tmp_path, SETTINGS, "tiny", stand_in_library())
+
+
+# A library that refuses.
+
+
+def test_the_library_cannot_load_the_engine(tmp_path: Path) -> None:
+    faults = Faults(raises={"__init__": RuntimeError("Failed to deserialize cuda engine\n1 0x7f stack")})
+    with pytest.raises(BuildError, match=r"TensorRT-LLM cannot load .*: Failed to deserialize cuda engine$"):
+        start(tmp_path, library=stand_in_library(faults=faults))
+
+
+@pytest.mark.parametrize("method", ["enqueue_request", "await_responses"])
+def test_the_library_cannot_generate(tmp_path: Path, method: str) -> None:
+    faults = Faults(raises={method: RuntimeError("CUDA out of memory")})
+    with pytest.raises(BuildError, match="TensorRT-LLM cannot generate: CUDA out of memory"):
+        start(tmp_path, library=stand_in_library(faults=faults))
+
+
+def test_the_first_token_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"TensorRT-LLM cannot generate: .*illegal memory access"):
+        start(tmp_path, library=stand_in_library(faults=Faults(error_after=0)))
+
+
+# Machines that lack something.
+
+Machine = Callable[..., None]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Pretends to be a machine with these things installed; what is None is not there."""
+
+    def pretend(version: str | None, torch: Any = None, **modules: Any) -> None:
+        monkeypatch.setattr(library_module, "installed_version", lambda: version)
+        for name, module in {"torch": torch, **modules}.items():
+            monkeypatch.setitem(sys.modules, name.replace("__", "."), module)
+
+    return pretend
+
+
+class _Torch(SimpleNamespace):
+    """As much of torch as is asked before it is used."""
+
+    def __init__(self, available: bool) -> None:
+        cuda = SimpleNamespace(is_available=lambda: available, get_device_capability=lambda: (10, 0))
+        super().__init__(cuda=cuda, from_numpy=lambda array: array)
+
+
+def test_the_library_is_missing(machine: Machine) -> None:
+    machine(None)
+    with pytest.raises(ConfigError, match=r"needs the package tensorrt-llm 1.2.1, which is not installed") as refused:
+        load_library()
+    assert refused.value.field == "briton.executor"
+
+
+@pytest.mark.parametrize("version", ["1.3.0", "1.2.0", "1.2.1rc1", "0.20.0"])
+def test_another_version(machine: Machine, version: str) -> None:
+    machine(version)
+    with pytest.raises(ConfigError, match=f"tensorrt-llm {version} is installed; .* is written for 1.2.1"):
+        load_library()
+
+
+def test_no_driver(machine: Machine) -> None:
+    machine("1.2.1", _Torch(available=False))
+    with pytest.raises(ConfigError, match="found no GPU: torch sees none, or no NVIDIA driver"):
+        load_library()
+
+
+def test_no_torch(machine: Machine) -> None:
+    machine("1.2.1", None)
+    with pytest.raises(ConfigError, match=r"tensorrt-llm 1.2.1 cannot be loaded: .*torch"):
+        load_library()
+
+
+def test_a_library_that_does_not_load(machine: Machine) -> None:
+    machine("1.2.1", _Torch(available=True), tensorrt_llm=None)
+    with pytest.raises(ConfigError, match=r"tensorrt-llm 1.2.1 cannot be loaded: .*tensorrt_llm"):
+        load_library()
+
+
+def test_all_is_there(machine: Machine) -> None:
+    api = object()
+    world = SimpleNamespace(Get_rank=lambda: 1, Get_size=lambda: 2)
+    machine(
+        "1.2.1+cu130",
+        _Torch(available=True),
+        tensorrt_llm=SimpleNamespace(),
+        tensorrt_llm__bindings=SimpleNamespace(),
+        tensorrt_llm__bindings__executor=api,
+        mpi4py=SimpleNamespace(),
+        mpi4py__MPI=SimpleNamespace(COMM_WORLD=world),
+    )
+    library: Library = load_library()
+    assert library.trtllm is api
+    assert (library.rank, library.world_size, library.gpu_architecture) == (1, 2, "sm_100")
+    assert library.tensor(np.zeros(2, np.float32)).shape == (2,)
