@@ -58,7 +58,7 @@ def run_engine_command(
 
     Several ranks are started by this process, unless it is one of them already (mpiexec or srun was called first).
     """
-    size = config.tensor_parallel_size
+    size = config.world_size
     if environment.mpi_rank is not None and max(size, environment.mpi_size or 1) > 1:
         from briton.rank_process import run_rank
 
@@ -82,10 +82,10 @@ def _run_job(config: Config, engine_dir: Path, options: EngineOptions) -> int:
     from briton.job.mpiexec import find_mpiexec
 
     mpi = config.briton.mpi
-    hostfile = options.hostfile or (None if mpi.hostfile is None else config.path.parent / mpi.hostfile)
+    hostfile = options.hostfile or config.mpi_hostfile
     if hostfile is not None and not hostfile.is_file():
         raise ConfigError(f"the hostfile {hostfile} does not exist", "briton.mpi.hostfile")
-    size = config.tensor_parallel_size
+    size = config.world_size
     command = find_mpiexec(mpi.mpiexec).command(
         rank_program(config, engine_dir, options),
         size,

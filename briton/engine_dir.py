@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from briton.errors import BuildError
+from briton.model_shapes import ModelShapes
 from briton.sharding import Shard, Span
 from briton.types import LookaheadConfig
 
@@ -42,7 +43,7 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Shapes of a decoder, in the vocabulary of a Hugging Face config.json."""
+    """A decoder of the local executor, in the vocabulary of a Hugging Face config.json."""
 
     architecture: str  # "llama"
     vocab_size: int
@@ -75,12 +76,17 @@ class TrtllmBuild:
     pipeline_parallel_size: int = 1
 
 
+def rank_file(rank: int) -> str:
+    """The name of a rank's weights."""
+    return f"rank{rank}.safetensors"
+
+
 @dataclass(frozen=True, slots=True)
 class EngineManifest:
     """The content of engine.json."""
 
     model_name: str
-    model: ModelConfig
+    model: ModelConfig | ModelShapes  # ModelShapes of target "trtllm": what its plan is made from
     quantization_type: str  # as the config says
     weights_dtype: str  # what is stored: "bf16", "f32", "int8", "int4", "int4/int8" (MLP/elsewhere)
     kv_cache_dtype: str  # "bf16", "u8", "f32"
@@ -91,9 +97,25 @@ class EngineManifest:
     target: str = "local"  # or "trtllm"
     trtllm: TrtllmBuild | None = None  # of target "trtllm"
     tensor_parallel_size: int = 1
-    shards: tuple[Shard, ...] = ()  # one a rank
+    shards: tuple[Shard, ...] = ()  # one a rank, of target "local"
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> {"size": bytes, "sha256": hex}
     format_version: int = FORMAT_VERSION
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all."""
+        return self.tensor_parallel_size * (self.trtllm.pipeline_parallel_size if self.trtllm else 1)
+
+    @property
+    def local_model(self) -> ModelConfig:
+        """The model of the local executor. Raises BuildError for an engine of another."""
+        if not isinstance(self.model, ModelConfig):
+            raise BuildError(f"the engine was built for target {self.target}; the local executor needs target local")
+        return self.model
+
+    def rank_file(self, rank: int) -> str:
+        """The name of a rank's weights, or of its engine."""
+        return f"rank{rank}.engine" if self.target == "trtllm" else rank_file(rank)
 
     def save(self, directory: Path) -> None:
         """Write engine.json."""
@@ -117,14 +139,14 @@ def load_manifest(directory: Path, rank: int | None = None) -> EngineManifest:
             f"{path} has format version {raw.get('format_version')}; this briton reads {FORMAT_VERSION}: build it again"
         )
     try:
-        raw["model"] = ModelConfig(**raw["model"])
+        raw["model"] = (ModelShapes if raw.get("target") == "trtllm" else ModelConfig)(**raw["model"])
         raw["stop_token_ids"] = tuple(raw["stop_token_ids"])
         raw["shards"] = tuple(Shard(**{key: Span(*span) for key, span in shard.items()}) for shard in raw["shards"])
         raw["trtllm"] = _trtllm_build(raw.get("trtllm"))
         manifest = EngineManifest(**raw)
     except (AttributeError, KeyError, TypeError) as error:
         raise BuildError(f"{path} does not have the fields of an engine manifest: {error}") from None
-    others = set() if rank is None else {rank_file(r) for r in range(manifest.tensor_parallel_size) if r != rank}
+    others = set() if rank is None else {manifest.rank_file(r) for r in range(manifest.world_size) if r != rank}
     for name, entry in manifest.files.items():
         if name in others:
             continue
@@ -139,8 +161,3 @@ def _trtllm_build(raw: dict[str, Any] | None) -> TrtllmBuild | None:
         return None
     sizes = raw.get("lookahead")
     return TrtllmBuild(**{**raw, "lookahead": None if sizes is None else LookaheadConfig(**sizes)})
-
-
-def rank_file(rank: int) -> str:
-    """The name of a rank's weights."""
-    return f"rank{rank}.safetensors"

@@ -60,13 +60,13 @@ def create_executor(config: Config, engine_dir: Path, seat: Seat | None = None) 
     where this version cannot serve the config, BuildError or ConfigError where it cannot run here.
     """
     check_servable(config)
+    communicator, rank_stats = (None, tuple) if seat is None else (seat.communicator, seat.member.all_stats)
     if choose_executor(config).name == "trtllm":
         from briton.trtllm.loader import create_trtllm_executor
 
-        return create_trtllm_executor(config, engine_dir)
+        return create_trtllm_executor(config, engine_dir, rank_stats)
     from briton.local.loader import load_local_executor  # imports openvino
 
-    communicator, rank_stats = (None, tuple) if seat is None else (seat.communicator, seat.member.all_stats)
     return load_local_executor(engine_dir, local_settings(config), config.served_model_name, communicator, rank_stats)
 
 
@@ -74,6 +74,11 @@ def follow_executor(config: Config, engine_dir: Path, seat: Seat) -> None:
     """On ranks other than 0: do rank 0's executor's bidding until it shuts down. Raises as `create_executor` does, and
     what breaks in a step."""
     check_servable(config)
+    if seat.communicator is None:
+        from briton.trtllm.loader import follow_trtllm_executor
+
+        follow_trtllm_executor(config, engine_dir, seat.member.serve)
+        return
     from briton.local.loader import follow_local_executor  # imports openvino
 
     follow_local_executor(engine_dir, local_settings(config), seat.communicator, seat.member.serve)

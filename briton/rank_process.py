@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from briton.child_process import ERROR_PREFIX
 from briton.config import Config
+from briton.config.serving import choose_executor
 from briton.errors import BritonError, exit_code_of
 from briton.executor import follow_executor
 from briton.job.member import Member
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 def run_rank(config: Config, engine_dir: Path, *, host: str, port: int, rank: int, member: Member | None) -> int:
     """Serve as rank 0, or follow, until rank 0 ends. Returns 0 after a drain; a rank that fails ends its process."""
-    seat = take_seat(rank, config.tensor_parallel_size, member)
+    seat = take_seat(rank, config.world_size, choose_executor(config).name, member)
     try:
         code = _serve(config, engine_dir, host, port, seat) if rank == 0 else _follow(config, engine_dir, seat)
     except BaseException as error:

@@ -101,6 +101,12 @@ class Config:
         return self.tensor_parallel_size if self.family == "BISV2" else self.trt_llm.build.world_size
 
     @property
+    def mpi_hostfile(self) -> Path | None:
+        """`briton.mpi.hostfile`, beside this file unless its path is absolute."""
+        hostfile = self.briton.mpi.hostfile
+        return None if hostfile is None else self.path.parent / hostfile
+
+    @property
     def accelerator_name(self) -> str | None:
         """Which GPU `resources.accelerator` names; None when it names none."""
         return self.accelerator.partition(":")[0] if self.accelerator else None

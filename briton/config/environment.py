@@ -71,6 +71,12 @@ def child_variables() -> dict[str, str]:
     return dict(os.environ)
 
 
+def set_defaults(variables: Mapping[str, str]) -> None:
+    """Set what is not set in this process's environment, for a library that reads it when it is imported."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
 def _first_number(variables: Mapping[str, str], names: tuple[str, ...]) -> int | None:
     return next((int(variables[name]) for name in names if variables.get(name, "").isdigit()), None)
 

@@ -22,7 +22,7 @@ import psutil
 
 from briton.job.messages import BEAT_S, HubAddress, Lines, encode
 from briton.job.progress import Phase, Progress, Snapshot
-from briton.job.verdict import RankState, judge, name
+from briton.job.verdict import LOADING_SILENCE_S, RankState, judge, name
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,9 @@ class _Connection:
     host: str = ""
     pid: int = 0
     heard_at: float = 0.0
+    unsent: bytes = b""
     is_serving: bool = False
+    loading_silence_s: float = LOADING_SILENCE_S
     progress: Snapshot = field(default_factory=Progress().snapshot)
     stats: dict[str, Any] = field(default_factory=dict)
 
@@ -169,6 +171,7 @@ class Hub:
             phase, *numbers = message["progress"]
             connection.progress = Snapshot(Phase(phase), *numbers)
             connection.is_serving = bool(message["serving"])
+            connection.loading_silence_s = float(message["loading_silence_s"])
             connection.stats = message["stats"]
         elif kind == "failed":
             failed = name(connection.rank, connection.host)
@@ -188,7 +191,8 @@ class Hub:
                 self._fail(Failure(f"rank {missing} of {self._size} did not start in time"))
             return
         states = {
-            rank: RankState(c.host, now - c.heard_at, c.is_serving, c.progress) for rank, c in sorted(members.items())
+            rank: RankState(c.host, now - c.heard_at, c.is_serving, c.progress, c.loading_silence_s)
+            for rank, c in sorted(members.items())
         }
         if verdict := judge(states):
             self._fail(Failure(verdict.message, rank=verdict.rank))
@@ -201,11 +205,13 @@ class Hub:
         self._on_event(failure)
 
     def _send(self, data: bytes) -> None:
-        """A member that does not read is stopped or cut off: its silence is judged, not its full socket."""
+        """A member that does not read is stopped, cut off or loading: its silence is judged, not its full socket, and
+        what it has not taken waits."""
         for connection in self._connections:
-            if data and connection.rank is not None:
+            if connection.rank is not None:
+                connection.unsent += data
                 with contextlib.suppress(OSError):
-                    connection.socket.send(data)
+                    connection.unsent = connection.unsent[connection.socket.send(connection.unsent) :]
 
     def _forgive(self, now: float) -> None:
         for connection in self._connections:

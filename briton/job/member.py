@@ -43,6 +43,7 @@ class Member:
         self.on_drain: Callable[[], None] = lambda: None
         self.own_stats: Callable[[], RankStats] = lambda: RankStats(rank)
         self.is_serving = False
+        self.loading_silence_s = LOADING_SILENCE_S  # how long this rank, and the hub, may be silent before it serves
         self._all_stats: list[dict[str, Any]] = []
         self._peers: list[tuple[int, str, int]] = []
         self._lock = threading.Lock()  # of the socket
@@ -91,7 +92,7 @@ class Member:
             now = time.monotonic()
             heard_at = now if now - seen > BEAT_S * 4 else heard_at  # this process was stopped itself
             seen = now
-            if now - heard_at > (SILENCE_S if self.is_serving else LOADING_SILENCE_S):
+            if now - heard_at > (SILENCE_S if self.is_serving else self.loading_silence_s):
                 self._lost(f"the job's hub has not been heard of for {now - heard_at:.1f} s")
                 return
             if now - measured_at > _MEASURE_S:
@@ -103,7 +104,8 @@ class Member:
     def _beat(self, pss: int) -> None:
         phase, *numbers = self.progress.snapshot()
         stats = {**asdict(self.own_stats()), "host": self.host, "pid": os.getpid(), "pss_bytes": pss}
-        self._say(encode("beat", progress=[phase.value, *numbers], serving=self.is_serving, stats=stats))
+        progress, silence = [phase.value, *numbers], self.loading_silence_s
+        self._say(encode("beat", progress=progress, serving=self.is_serving, loading_silence_s=silence, stats=stats))
 
     def _handle(self, message: dict[str, Any]) -> None:
         match message["kind"]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from briton.errors import BritonError, ConfigError
 from briton.job.hub import Departure, Failure, Hub
 from briton.job.member import Member
 from briton.job.memory import proportional_set_size
 from briton.job.messages import HubAddress
+from briton.job.verdict import LIBRARY_LOADING_SILENCE_S
 from briton.local.ranks.communicator import Communicator
 from briton.types import RankStats
 
@@ -21,25 +22,30 @@ logger = logging.getLogger(__name__)
 class Seat:
     """One rank among those of its model."""
 
-    communicator: Communicator
+    communicator: Communicator | None  # None: TensorRT-LLM's ranks talk to each other by themselves
     member: Member
 
 
-def take_seat(rank: int, size: int, member: Member | None) -> Seat:
+def take_seat(rank: int, size: int, executor: Literal["local", "trtllm"], member: Member | None) -> Seat:
     """Join the other ranks over MPI.
 
     `member` is this rank's membership where a launcher of ours has started it; without it (mpiexec or srun was called
     by somebody else) rank 0 makes the hub. Raises ConfigError, naming both numbers, when there are other than `size`
     ranks, BritonError without MPI.
     """
-    world = _world()
+    is_local = executor == "local"
+    # One thread at a time calls MPI; TensorRT-LLM does so from several, and starts with nothing less.
+    world = _world("serialized" if is_local else "multiple")
     if world.Get_size() != size:
         raise ConfigError(
-            f"{world.Get_size()} ranks were started; the config's tensor parallelism is {size}"
+            f"{world.Get_size()} ranks were started; the config asks for {size}"
             + ("" if world.Get_size() > 1 else " (is mpiexec another MPI's than the one that mpi4py loads?)"),
             "trt_llm.build.tensor_parallel_count",
         )
     member = member or Member(_own_hub(world), rank)
+    if not is_local:
+        member.loading_silence_s = LIBRARY_LOADING_SILENCE_S
+        return Seat(None, member)
     communicator = Communicator(world, member.progress)
     communicator.account.base_pss_bytes = proportional_set_size()
     member.own_stats = lambda: RankStats(rank, **asdict(communicator.account))
@@ -53,13 +59,13 @@ def leave_world() -> None:
     MPI.Finalize()
 
 
-def _world() -> Any:
+def _world(thread_level: str) -> Any:
     try:
         import mpi4py
     except ImportError:
         raise BritonError("several ranks need mpi4py: pip install 'briton[mpi]'") from None
-    # One thread at a time calls MPI. A rank that fails must be able to end: finalizing waits for the others.
-    mpi4py.rc.thread_level, mpi4py.rc.finalize = "serialized", False
+    # A rank that fails must be able to end: finalizing waits for the others.
+    mpi4py.rc.thread_level, mpi4py.rc.finalize = thread_level, False
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:

@@ -9,6 +9,7 @@ from briton.job.progress import Phase, Snapshot
 
 SILENCE_S = 2.0  # a serving rank that says nothing for so long is stopped, or cut off
 LOADING_SILENCE_S = 60.0  # libraries that load a model may keep a process from saying anything
+LIBRARY_LOADING_SILENCE_S = 1800.0  # TensorRT-LLM keeps the interpreter's lock from beginning to end
 STUCK_S = 2.0  # all ranks wait for each other for so long: a collective that never completes
 # A rank may compute alone for so many times the longest computation between two collectives that any rank ever had
 # (a step of many more tokens than those before), and for STUCK_S in any case.
@@ -23,6 +24,7 @@ class RankState:
     silence_s: float  # since the last word from it
     is_serving: bool  # it has loaded its part
     progress: Snapshot  # when it last spoke
+    loading_silence_s: float = LOADING_SILENCE_S  # that it is granted while it loads
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Verdict:
 def judge(states: Mapping[int, RankState]) -> Verdict | None:
     """What is wrong with the job; None where all is well."""
     for rank, state in states.items():
-        limit = SILENCE_S if state.is_serving else LOADING_SILENCE_S
+        limit = SILENCE_S if state.is_serving else state.loading_silence_s
         if state.silence_s > limit:
             return Verdict(f"{name(rank, state.host)} has not been heard of for {state.silence_s:.1f} s", rank)
     if not states or not all(state.is_serving for state in states.values()):

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from briton.engine_dir import EngineManifest, load_manifest
 from briton.errors import BuildError, ConfigError, InvalidRequest
+from briton.generation_config import GENERATION_CONFIG, default_sampling
 from briton.local.executor import LocalExecutor
 from briton.local.model_runner import ModelRunner
 from briton.local.plan import Forward
 from briton.local.ranks.communicator import Communicator
 from briton.local.ranks.steps import LeadingForward, follow
 from briton.local.settings import BLOCK_SIZE, LocalSettings
-from briton.types import ModelInfo, RankStats, SamplingParams
+from briton.types import ModelInfo, RankStats
 from briton.validation import check_sampling
 
 logger = logging.getLogger(__name__)
-
-GENERATION_CONFIG = "generation_config.json"
 
 
 def load_local_executor(
@@ -39,7 +35,7 @@ def load_local_executor(
     `rank_stats` are then those of all of them.
     """
     manifest = _checked_manifest(directory, settings, communicator)
-    model = manifest.model
+    model = manifest.local_model
     runner = _load(directory, manifest, settings, communicator)
     forward: Forward = runner.forward
     close: Callable[[], None] | None = None
@@ -134,29 +130,10 @@ def _checked_manifest(directory: Path, settings: LocalSettings, communicator: Co
             f"{directory} was built for {manifest.tensor_parallel_size} ranks; it is started with {size}",
             "trt_llm.build.tensor_parallel_count",
         )
-    if settings.max_seq_len is not None and settings.max_seq_len > manifest.model.max_position_embeddings:
+    positions = manifest.local_model.max_position_embeddings
+    if settings.max_seq_len is not None and settings.max_seq_len > positions:
         raise ConfigError(
-            f"max_seq_len is {settings.max_seq_len}; the model has {manifest.model.max_position_embeddings} positions",
+            f"max_seq_len is {settings.max_seq_len}; the model has {positions} positions",
             "trt_llm.build.max_seq_len",
         )
     return manifest
-
-
-def default_sampling(directory: Path) -> SamplingParams:
-    """What the checkpoint's generation_config.json recommends; absent fields and files mean plain sampling."""
-    path = directory / GENERATION_CONFIG
-    if not path.is_file():
-        return SamplingParams()
-    try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BuildError(f"{path} is not JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise BuildError(f"{path} is not a JSON object")
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    given = {name: raw[name] for name in names if raw.get(name) is not None}
-    if given.get("top_k") == -1:  # some checkpoints say "off" so
-        given["top_k"] = 0
-    if raw.get("do_sample") is False:
-        given["temperature"] = 0.0
-    return replace(SamplingParams(), **given)

@@ -54,9 +54,8 @@ class ModelRunner:
         best = settings.precision or _best_precision(core)
         self.precision = _PRECISIONS[peers.smallest(_PRECISIONS.index(best))]
         self.kv_cache_dtype = _kv_cache_dtype(settings, manifest, self.precision)
-        self.max_seq_len = min(
-            settings.max_seq_len or manifest.model.max_position_embeddings, manifest.model.max_position_embeddings
-        )
+        positions = manifest.local_model.max_position_embeddings
+        self.max_seq_len = min(settings.max_seq_len or positions, positions)
         weights_path = directory / rank_file(peers.rank)
         self._max_num_tokens = settings.max_num_tokens
         self._weights = Weights(weights_path)
@@ -74,7 +73,7 @@ class ModelRunner:
             **({"ENABLE_CPU_PINNING": False} if peers.ranks_on_host > 1 else {}),
         }
         shard = manifest.shards[peers.rank]
-        model = build_decoder(manifest.model, self._weights, self.max_seq_len, shard, peers.sum_over_ranks)
+        model = build_decoder(manifest.local_model, self._weights, self.max_seq_len, shard, peers.sum_over_ranks)
         self._dynamic, *fixed = compile_step_graphs(core, model, properties, fixed_sizes)
         self._fixed = dict(zip(fixed_sizes, fixed, strict=True))
         ports = self._dynamic.kv_cache_ports()

@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from briton.engine_dir import EngineManifest, TrtllmBuild
+from briton.config import Config
+from briton.engine_dir import EngineManifest, TrtllmBuild, load_manifest
 from briton.errors import BuildError, ConfigError
+from briton.model_shapes import ModelShapes
+from briton.trtllm.features import Features
 from briton.trtllm.library import Library
-from briton.trtllm.settings import TrtllmSettings
+from briton.trtllm.parallel import Parallelism
+from briton.trtllm.plan import TrtllmPlan, plan_of
 from briton.types import LookaheadConfig
 
 
-def check_engine(directory: Path, manifest: EngineManifest, settings: TrtllmSettings, library: Library) -> TrtllmBuild:
-    """What the engine was built for. Raises BuildError where it has to be built again, ConfigError where the config
-    or the launch is at odds with it."""
-    build = manifest.trtllm
-    if manifest.target != "trtllm" or build is None:
+@dataclass(frozen=True, slots=True)
+class PlannedEngine:
+    """An engine directory, and how this config runs it."""
+
+    directory: Path
+    manifest: EngineManifest
+    build: TrtllmBuild
+    plan: TrtllmPlan
+
+
+def open_engine(config: Config, directory: Path, rank: int) -> PlannedEngine:
+    """Read an engine on one of its ranks, and plan anew what it was built from: the plan is the builder's, if the
+    config has not changed. Raises BuildError for an engine of another executor, and as `plan_of` does."""
+    manifest = load_manifest(directory, rank)
+    build, shapes = manifest.trtllm, manifest.model
+    if build is None or not isinstance(shapes, ModelShapes):
         raise BuildError(f"{directory} was built for target {manifest.target}; TensorRT-LLM needs target trtllm")
+    # It is here and built: whether this GPU can hold it is the library's to say.
+    return PlannedEngine(directory, manifest, build, plan_of(config, shapes, gpu=None))
+
+
+def check_engine(engine: PlannedEngine, library: Library) -> None:
+    """Raise BuildError where the engine has to be built again, ConfigError where the config or the launch is at odds
+    with it."""
+    directory, build, features = engine.directory, engine.build, engine.plan.features
     if build.library_version != library.version:
         raise BuildError(
             f"{directory} was built by tensorrt-llm {build.library_version}; {library.version} is installed: "
@@ -27,12 +51,12 @@ def check_engine(directory: Path, manifest: EngineManifest, settings: TrtllmSett
             f"{directory} was built for GPUs of {build.gpu_architecture}; this one is {library.gpu_architecture}: "
             "build the engine again"
         )
-    _check_ranks(directory, manifest, build, settings, library)
-    _check_limits(directory, build, settings)
-    if build.lookahead != settings.lookahead:
+    _check_ranks(engine, engine.plan.build.parallelism, library)
+    _check_limits(directory, build, features)
+    if build.lookahead != features.lookahead:
         raise ConfigError(
             f"{directory} was built for lookahead {_sizes(build.lookahead)}; the config has "
-            f"{_sizes(settings.lookahead)}: they must be equal",
+            f"{_sizes(features.lookahead)}: they must be equal",
             "trt_llm.build.speculator",
         )
     needed = 0 if build.lookahead is None else build.lookahead.draft_tokens
@@ -41,35 +65,32 @@ def check_engine(directory: Path, manifest: EngineManifest, settings: TrtllmSett
             f"{directory} was built for {build.max_draft_len} draft tokens; lookahead {_sizes(build.lookahead)} needs "
             f"{needed}: build the engine again"
         )
-    return build
 
 
-def _check_ranks(
-    directory: Path, manifest: EngineManifest, build: TrtllmBuild, settings: TrtllmSettings, library: Library
-) -> None:
-    built = (manifest.tensor_parallel_size, build.pipeline_parallel_size)
-    asked = (settings.tensor_parallel_size, settings.pipeline_parallel_size)
+def _check_ranks(engine: PlannedEngine, parallelism: Parallelism, library: Library) -> None:
+    built = (engine.manifest.tensor_parallel_size, engine.build.pipeline_parallel_size)
+    asked = (parallelism.tensor, parallelism.pipeline)
     if built != asked:
         raise ConfigError(
-            f"{directory} was built for tensor x pipeline parallelism {built[0]} x {built[1]}; the config has "
+            f"{engine.directory} was built for tensor x pipeline parallelism {built[0]} x {built[1]}; the config has "
             f"{asked[0]} x {asked[1]}",
             "trt_llm.build.tensor_parallel_count",
         )
-    if library.world_size != settings.world_size:
+    if library.world_size != parallelism.world_size:
         raise ConfigError(
-            f"{directory} was built for {settings.world_size} ranks; MPI has started {library.world_size}",
+            f"{engine.directory} was built for {parallelism.world_size} ranks; MPI has started {library.world_size}",
             "trt_llm.build.tensor_parallel_count",
         )
 
 
-def _check_limits(directory: Path, build: TrtllmBuild, settings: TrtllmSettings) -> None:
+def _check_limits(directory: Path, build: TrtllmBuild, features: Features) -> None:
     for name in ("max_batch_size", "max_num_tokens", "max_seq_len"):
-        asked, built = getattr(settings, name), getattr(build, name)
-        if asked is not None and asked > built:
+        asked, built = getattr(features, name), getattr(build, name)
+        if asked > built:
             raise ConfigError(
                 f"{directory} was built for {name} {built}; the config has {asked}", f"trt_llm.build.{name}"
             )
-    if settings.enable_chunked_context and not build.paged_context_fmha:
+    if features.enable_chunked_context and not build.paged_context_fmha:
         raise ConfigError(
             f"{directory} was built with use_paged_context_fmha false; the config has enable_chunked_context true, "
             "which needs it",

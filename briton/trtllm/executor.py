@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +17,7 @@ from briton.trtllm.logits import LogitsProcessor
 from briton.trtllm.open_request import LibraryResponse, OpenRequest
 from briton.trtllm.request import RequestLimits, check_supported, stop_ids, translate
 from briton.trtllm.stats import StatsBook
-from briton.types import ExecutorStats, FinishReason, GenerationRequest, ModelInfo, TokenChunk
+from briton.types import ExecutorStats, FinishReason, GenerationRequest, ModelInfo, RankStats, TokenChunk
 from briton.validation import check_request
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,13 @@ class TrtllmExecutor:
     pump. The state's lock is never held while the library is called."""
 
     def __init__(
-        self, engine: Any, library: Library, info: ModelInfo, limits: RequestLimits, processor: LogitsProcessor
+        self,
+        engine: Any,
+        library: Library,
+        info: ModelInfo,
+        limits: RequestLimits,
+        processor: LogitsProcessor,
+        rank_stats: Callable[[], tuple[RankStats, ...]] = tuple,
     ) -> None:
         """`engine` is the library's Executor, started; `processor` is the one that its config names."""
         self.info = info
@@ -39,6 +47,7 @@ class TrtllmExecutor:
         self._library = library
         self._limits = limits
         self._processor = processor
+        self._rank_stats = rank_stats
         self._lock = threading.Lock()
         self._open: dict[int, OpenRequest] = {}  # by our id
         self._outbox: list[TokenChunk] = []  # chunks that no response brings
@@ -112,7 +121,7 @@ class TrtllmExecutor:
         """See `Executor.stats`. The latest that is known, where the library does not answer."""
         self._take_iterations()
         with self._lock:
-            return self._book.snapshot(self._processor.seconds)
+            return replace(self._book.snapshot(self._processor.seconds), ranks=self._rank_stats())
 
     def shutdown(self) -> None:
         """See `Executor.shutdown`. Returns after SHUTDOWN_S even if the library does not."""

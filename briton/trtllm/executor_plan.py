@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from briton.config.config import Config
+from briton.job.mpiexec import Mpiexec
 from briton.model_shapes import ModelShapes
 from briton.trtllm.build_plan import lora_modules, max_lora_rank
 from briton.trtllm.features import Features
@@ -89,13 +90,19 @@ def executor_config(
 def launch_plan(config: Config, parallelism: Parallelism) -> LaunchPlan:
     """LEADER mode: one process a rank, all the same; rank 0 serves. One rank needs no mpirun.
 
-    --bind-to none: Open MPI would else tie each of two ranks, with all its threads, to one core.
+    With several, `briton engine` starts this by itself, and may be started by it.
     """
-    command: tuple[str, ...] = ("python", "-m", "briton", "engine", "--config", str(config.path))
-    if parallelism.world_size > 1:
-        mpirun = ("mpirun", "--allow-run-as-root", "--bind-to", "none", "-n", str(parallelism.world_size))
-        command = (*mpirun, *command)
-    return LaunchPlan(command, {"TLLM_LOG_LEVEL": config.briton.logging.level.upper()})
+    program, mpi = ("python", "-m", "briton", "engine", "--config", str(config.path)), config.briton.mpi
+    if parallelism.world_size == 1:
+        return LaunchPlan(program, launch_env(config))
+    mpirun = Mpiexec(mpi.mpiexec or "mpirun", "openmpi")  # the library's own images have Open MPI
+    command = mpirun.command(program, parallelism.world_size, hostfile=config.mpi_hostfile, arguments=mpi.arguments)
+    return LaunchPlan(command, launch_env(config))
+
+
+def launch_env(config: Config) -> dict[str, str]:
+    """What is set in the environment of every rank, unless it is set already."""
+    return {"TLLM_LOG_LEVEL": config.briton.logging.level.upper()}
 
 
 def lora_device_bytes(config: Config, shapes: ModelShapes) -> int:

@@ -145,4 +145,8 @@ def _lookahead(
             f"num_draft_tokens {speculator.num_draft_tokens} is more than ({w}, {n}, {g}) needs: the engine is built "
             f"with {sizes.draft_tokens}, since build and executor have to agree"
         )
+    notes.append(
+        "with lookahead TensorRT-LLM decodes greedily: requests with a temperature, penalties, bad_words or logprobs "
+        "are refused, those with a guide or min_tokens run without it"
+    )
     return sizes

@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from briton.errors import ConfigError
+from briton.machine import LIBRARY, LIBRARY_VERSION, this_machine
+from briton.trtllm.library_objects import EXECUTOR
 from briton.trtllm.mask_device import MaskDevice, MaskSizes, TorchMaskDevice
 
-SUPPORTED_VERSION = "1.2.1"  # the last release with TensorRT engines and this API
 _FIELD = "briton.executor"
 
 
@@ -34,29 +34,21 @@ class Library:
 
 def load_library() -> Library:
     """Import TensorRT-LLM. Raises ConfigError where it, a GPU or its driver is missing, or another release is there."""
-    installed = installed_version()
-    if installed is None:
-        raise ConfigError(
-            f"the TensorRT-LLM executor needs the package tensorrt-llm {SUPPORTED_VERSION}, which is not installed",
-            _FIELD,
-        )
-    if installed.partition("+")[0] != SUPPORTED_VERSION:
-        raise ConfigError(
-            f"tensorrt-llm {installed} is installed; the TensorRT-LLM executor is written for {SUPPORTED_VERSION}",
-            _FIELD,
-        )
+    machine = this_machine()
+    if machine.missing:
+        raise ConfigError(f"the TensorRT-LLM executor cannot run here: {', and '.join(machine.missing)}", _FIELD)
     try:
         torch = importlib.import_module("torch")
         if not torch.cuda.is_available():
             raise ConfigError("the TensorRT-LLM executor found no GPU: torch sees none, or no NVIDIA driver", _FIELD)
-        trtllm = importlib.import_module("tensorrt_llm.bindings.executor")
+        trtllm = importlib.import_module(EXECUTOR)
         world = importlib.import_module("mpi4py.MPI").COMM_WORLD
     except (ImportError, OSError, RuntimeError) as error:  # libcuda.so.1 or libmpi.so that is not there, too
-        raise ConfigError(f"tensorrt-llm {installed} cannot be loaded: {error}", _FIELD) from error
+        raise ConfigError(f"{LIBRARY} {machine.library_version} cannot be loaded: {error}", _FIELD) from error
     major, minor = torch.cuda.get_device_capability()
     return Library(
         trtllm=trtllm,
-        version=installed,
+        version=machine.library_version or LIBRARY_VERSION,
         rank=world.Get_rank(),
         world_size=world.Get_size(),
         gpu_architecture=f"sm_{major}{minor}",
@@ -64,14 +56,6 @@ def load_library() -> Library:
         array=lambda tensor: tensor.float().cpu().numpy(),
         mask_device=lambda sizes: TorchMaskDevice(torch, sizes),
     )
-
-
-def installed_version() -> str | None:
-    """The release of tensorrt-llm that is installed, without importing it; None: none."""
-    try:
-        return version("tensorrt-llm")
-    except PackageNotFoundError:
-        return None
 
 
 def first_line(error: BaseException) -> str:

@@ -57,7 +57,7 @@ def find_cached_engine(config: Config, environment: Environment) -> Path | None:
             return None
         found = EngineCache(cache_dir).find(engine_key(config, local_target(config), fetched))
     if found is not None:
-        _check_limits(config, load_manifest(found).model)
+        _check_limits(config, load_manifest(found).local_model)
     return found
 
 
@@ -68,7 +68,7 @@ def _fetch_and_build(config: Config, environment: Environment, progress: bool) -
     with cache.lock(key):
         found = cache.find(key)  # somebody else may have built it meanwhile
         if found is not None:
-            _check_limits(config, load_manifest(found).model)
+            _check_limits(config, load_manifest(found).local_model)
             return found
         started = time.monotonic()
         checkpoint = open_checkpoint(fetched.path)
