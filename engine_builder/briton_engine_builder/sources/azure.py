@@ -19,7 +19,8 @@ from briton_engine_builder.sources.remote import (
     one_line,
 )
 
-_RETRIES = {"retry_total": 2, "retry_backoff_factor": 0.5, "initial_backoff": 1, "increment_base": 2}
+_RANGE = 1 << 25  # bytes of one request
+_RETRIES = {"retry_total": 2, "initial_backoff": 1, "increment_base": 2}  # of the library's; seconds
 
 
 class AzureStore:
@@ -49,7 +50,8 @@ class AzureStore:
                 if name and (not self._url.is_file or blob.name == prefix):  # a directory's own name ends with /
                     md5 = blob.content_settings.content_md5
                     checksum = Checksum("MD5", bytes(md5), hashlib.md5) if md5 else None
-                    files.append(RemoteFile(blob.name, name, blob.size, blob.etag, checksum))
+                    etag = '"{}"'.format(blob.etag.strip('"'))  # a listing has them without quotes
+                    files.append(RemoteFile(blob.name, name, blob.size, etag, checksum))
         return files
 
     def read(self, file: RemoteFile, begin: int) -> Iterator[bytes]:
@@ -93,6 +95,7 @@ class AzureStore:
 
 def _service(service: Any, url: ObjectURL, secret: Secret | None, connection_string: str | None) -> Any:
     """The client of the container that `url` names."""
+    options = {**_RETRIES, "max_single_get_size": _RANGE, "max_chunk_get_size": _RANGE}
     account_url = f"https://{url.account}.blob.core.windows.net"
     if secret is not None and "AccountName=" not in secret.value and "SharedAccessSignature=" not in secret.value:
         fields = secret.fields()
@@ -102,9 +105,9 @@ def _service(service: Any, url: ObjectURL, secret: Secret | None, connection_str
                 f"runtime_secret_name: the secret {secret.name} has neither account_key nor sas_token",
                 "runtime_secret_name",
             )
-        client = service(account_url, credential=credential, **_RETRIES)
+        client = service(account_url, credential=credential, **options)
     elif connection_string := secret.value if secret is not None else connection_string:
-        client = service.from_connection_string(connection_string, **_RETRIES)
+        client = service.from_connection_string(connection_string, **options)
         if client.account_name != url.account:
             raise ConfigError(
                 f"{describe(str(url))}: the connection string is of the account {client.account_name}", "repo"
@@ -112,5 +115,5 @@ def _service(service: Any, url: ObjectURL, secret: Secret | None, connection_str
     else:
         with importing("AZURE", "azure-storage-blob azure-identity"):
             from azure.identity import DefaultAzureCredential
-        client = service(account_url, credential=DefaultAzureCredential(), **_RETRIES)
+        client = service(account_url, credential=DefaultAzureCredential(), **options)
     return client.get_container_client(url.bucket)

@@ -10,7 +10,7 @@ from briton.errors import BuildError
 from briton_engine_builder.sources.remote import CHUNK, CannotResume, Checksum, RemoteFile, RemoteFiles, Unreachable
 
 PART = ".part"  # suffix of a file that is not whole
-_TRIES = 5  # in a row that bring nothing
+_TRIES = 6  # in a row that bring nothing
 _PAUSE_S = 0.5  # before the second try; doubles
 
 

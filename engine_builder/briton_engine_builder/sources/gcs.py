@@ -19,7 +19,8 @@ from briton_engine_builder.sources.remote import (
     one_line,
 )
 
-_RANGE = 1 << 25  # bytes of one request, which is retried as a whole
+_RANGE = 1 << 25  # bytes of one request, which counts as a whole or not at all
+_LISTING_S = 30  # how long a listing is tried again
 _REFUSED = (401, 403)
 
 
@@ -31,11 +32,19 @@ class GCSStore:
             import google.auth.exceptions
             import google_crc32c
             import requests.exceptions
+            import urllib3.exceptions
             from google.api_core import exceptions
             from google.cloud import storage
+            from google.cloud.storage.retry import DEFAULT_RETRY
         self._url = url
-        self._errors, self._auth_errors, self._http_errors = exceptions, google.auth.exceptions, requests.exceptions
-        self._crc32c = google_crc32c.Checksum
+        self._errors, self._auth_errors = exceptions, google.auth.exceptions
+        self._connection_errors = (
+            exceptions.RetryError,
+            google.auth.exceptions.TransportError,
+            requests.exceptions.RequestException,
+            urllib3.exceptions.HTTPError,  # of bytes that are passed on as they are stored
+        )
+        self._crc32c, self._retry = google_crc32c.Checksum, DEFAULT_RETRY.with_timeout(_LISTING_S)
         try:
             self._client = storage.Client(project=None, credentials=_credentials(secret))
         except google.auth.exceptions.DefaultCredentialsError:
@@ -46,7 +55,10 @@ class GCSStore:
         prefix, files = self._url.prefix, []
         with self._one_line_errors():
             fields = "items(name,size,generation,crc32c),prefixes,nextPageToken"
-            for blob in self._client.list_blobs(self._url.bucket, prefix=prefix, delimiter="/", fields=fields):
+            blobs = self._client.list_blobs(
+                self._url.bucket, prefix=prefix, delimiter="/", fields=fields, retry=self._retry
+            )
+            for blob in blobs:
                 name = blob.name.rpartition("/")[2]
                 if name and (not self._url.is_file or blob.name == prefix):
                     checksum = Checksum("CRC32C", base64.b64decode(blob.crc32c), self._crc32c) if blob.crc32c else None
@@ -59,10 +71,9 @@ class GCSStore:
         blob = self._client.bucket(self._url.bucket).blob(file.key, generation=int(file.version))
         while begin < file.size:
             with self._one_line_errors(file.key):
-                # as it is stored, even if that is compressed; the whole file is checked, not each piece
-                data = blob.download_as_bytes(
-                    start=begin, end=min(begin + _RANGE, file.size) - 1, raw_download=True, checksum=None
-                )
+                end = min(begin + _RANGE, file.size) - 1
+                # as it is stored, even if that is compressed; `download` checks the whole, and tries again
+                data = blob.download_as_bytes(start=begin, end=end, raw_download=True, checksum=None, retry=None)
             if not data:
                 raise Unreachable(f"cannot fetch {describe(str(self._url))}: an empty answer for {file.key}")
             yield data
@@ -90,7 +101,7 @@ class GCSStore:
                 ) from error
             is_busy = error.code in (408, 429) or (error.code or 0) >= 500
             raise (Unreachable if is_busy else BuildError)(f"cannot fetch {where}: {one_line(error)}") from error
-        except (self._errors.RetryError, self._auth_errors.TransportError, self._http_errors.RequestException) as error:
+        except self._connection_errors as error:
             raise Unreachable(f"cannot fetch {where}: {one_line(error)}") from error
         except (self._auth_errors.GoogleAuthError, ValueError) as error:
             raise BuildError(f"cannot fetch {where}: {one_line(error)}") from error

@@ -60,5 +60,5 @@ def _download_all(url: ObjectURL, store: ObjectStore, files: list[RemoteFile], p
     )
     check_free_space(partial, total - there, str(url))
     with ProgressBar(f"Fetching {url}", total, shown=progress, in_bytes=True) as bar:
-        for file in files:
+        for file in sorted(files, key=lambda file: file.size or 0):  # those that fail first cost least
             download(store, file, partial / file.name, bar.advance)

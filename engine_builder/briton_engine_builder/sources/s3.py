@@ -7,7 +7,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from briton.config.object_url import ObjectURL
@@ -74,7 +74,7 @@ class S3Store:
             answer = self._client.get_object(
                 Bucket=self._url.bucket, Key=file.key, IfMatch=file.version, Range=f"bytes={begin}-"
             )
-            with answer["Body"] as body:
+            with closing(answer["Body"]) as body:
                 yield from body.iter_chunks(CHUNK)
 
     def checksum_of(self, file: RemoteFile) -> Checksum | None:
