@@ -10,11 +10,14 @@ import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+import boto3
 import google_crc32c
 import pytest
+from moto.server import ThreadedMotoServer
 
 from tests.engine_builder.loopback import Reply, Request, serve
 
@@ -77,8 +80,6 @@ class S3Bucket(Bucket):
     @contextmanager
     def running(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         """See Bucket."""
-        from moto.server import ThreadedMotoServer
-
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"):
             monkeypatch.delenv(name, raising=False)
         for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
@@ -90,8 +91,10 @@ class S3Bucket(Bucket):
         server.start()
         try:
             self._moto = "http://{}:{}".format(*server.get_host_and_port())
-            self._send("POST", "/moto-api/reset")
-            self._send("PUT", f"/{BUCKET}")
+            self._send("POST", "/moto-api/reset", {}, b"")
+            keys = {"aws_access_key_id": "uploader", "aws_secret_access_key": "secret"}
+            self._client = boto3.client("s3", region_name="us-east-1", endpoint_url=self._moto, **keys)
+            self._client.create_bucket(Bucket=BUCKET)
             with serve(self.answer) as (url, _):
                 monkeypatch.setenv("AWS_ENDPOINT_URL", url)
                 yield
@@ -115,24 +118,30 @@ class S3Bucket(Bucket):
             return Reply(status, body, headers, self.cut(key, body))
         return Reply(status, body, headers)
 
+    def allow_all(self) -> None:
+        """Let everybody list and read."""
+        everything = [f"arn:aws:s3:::{BUCKET}", f"arn:aws:s3:::{BUCKET}/*"]
+        statement = {"Effect": "Allow", "Principal": "*", "Action": "s3:*", "Resource": everything}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+        self._client.put_bucket_policy(Bucket=BUCKET, Policy=policy)
+
     def _upload(self) -> None:
         """Bring moto's bucket to what `objects` says."""
         for key, data in self.objects.items():
             if self._uploaded.get(key) != data:
-                self._send("PUT", f"/{BUCKET}/{key}", {}, data)
+                self._client.put_object(Bucket=BUCKET, Key=key, Body=data, ChecksumAlgorithm="CRC64NVME")
                 self._uploaded[key] = data
 
     def __init__(self) -> None:
         super().__init__()
         self._uploaded: dict[str, bytes] = {}
         self._moto = ""
+        self._client: Any = None
 
     def _send(
-        self, method: str, path: str, headers: dict[str, str] | None = None, data: bytes | None = None
+        self, method: str, path: str, headers: dict[str, str], data: bytes | None = None
     ) -> tuple[int, dict[str, str], bytes]:
-        kept = {name: value for name, value in (headers or {}).items() if name not in ("host", "connection")}
-        if data is not None:
-            kept["Content-Type"] = "binary/octet-stream"
+        kept = {name: value for name, value in headers.items() if name not in ("host", "connection")}
         request = urllib.request.Request(self._moto + path, data, kept, method=method)
         try:
             with urllib.request.urlopen(request) as answer:
@@ -197,6 +206,7 @@ class AzureBucket(Bucket):
     """List Blobs and Get Blob: https://learn.microsoft.com/en-us/rest/api/storageservices/blob-service-rest-api"""
 
     source, scheme = "AZURE", "azure"
+    url = ""
 
     def repo(self, path: str = "llama/tiny") -> str:
         """See Bucket."""
@@ -209,8 +219,8 @@ class AzureBucket(Bucket):
     @contextmanager
     def running(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         """See Bucket."""
-        with serve(self.answer) as (url, _):
-            monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection_string(url))
+        with serve(self.answer) as (self.url, _):
+            monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection_string(self.url))
             yield
 
     def answer(self, request: Request) -> Reply:
@@ -259,7 +269,7 @@ class AzureBucket(Bucket):
         return Reply(status, body.encode(), {"Content-Type": "application/xml", "x-ms-error-code": code})
 
 
-def connection_string(url: str, account: str = ACCOUNT) -> str:
+def connection_string(url: str, account: str = ACCOUNT, key: bytes = b"key") -> str:
     """What a storage emulator is reached with."""
-    key = base64.b64encode(b"key").decode()
-    return f"DefaultEndpointsProtocol=http;AccountName={account};AccountKey={key};BlobEndpoint={url}/{account};"
+    encoded = base64.b64encode(key).decode()
+    return f"DefaultEndpointsProtocol=http;AccountName={account};AccountKey={encoded};BlobEndpoint={url}/{account};"

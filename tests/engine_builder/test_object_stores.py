@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +13,12 @@ import pytest
 from briton.config import load_environment
 from briton.config.object_url import ObjectURL
 from briton.engine_dir import load_manifest
-from briton.errors import BuildError
+from briton.errors import BuildError, ConfigError
 from briton_engine_builder import build_engine, find_cached_engine
 from briton_engine_builder.sources import FetchedCheckpoint, Fetcher, azure, download, gcs, s3
 from briton_engine_builder.sources.remote import Unreachable
 from tests.conftest import TinyLlama
-from tests.engine_builder.buckets import AzureBucket, Bucket, GCSBucket, S3Bucket
+from tests.engine_builder.buckets import ACCOUNT, AzureBucket, Bucket, GCSBucket, S3Bucket, connection_string
 from tests.engine_builder.engines import config_for
 from tests.engine_builder.tiny_gguf import write_tiny_gguf
 
@@ -35,6 +37,7 @@ def bucket(
     monkeypatch.setattr(azure, "_RETRIES", {"retry_total": 0})
     monkeypatch.setattr(gcs, "_LISTING_S", 0.1)
     monkeypatch.setattr(download, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(download, "_TRIES", 2)
     made: Bucket = request.param()
     upload = tiny_llama(tmp_path / "upload")
     made.objects = {f"llama/tiny/{file.name}": file.read_bytes() for file in sorted(upload.iterdir())}
@@ -43,7 +46,7 @@ def bucket(
         yield made
 
 
-def fetch(bucket: Bucket, tmp_path: Path, repo: str | None = None, **secrets: str) -> FetchedCheckpoint:
+def fetch(bucket: Bucket, tmp_path: Path, repo: str | None = None) -> FetchedCheckpoint:
     """What `briton build` fetches."""
     config = config_for(repo or bucket.repo(), tmp_path, source=bucket.source)
     return Fetcher(config, load_environment(), tmp_path / "cache").fetch(progress=False)
@@ -183,16 +186,52 @@ def test_a_store_that_cannot_be_reached(bucket: Bucket, tmp_path: Path, monkeypa
     fetched = fetch(bucket, tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
-    monkeypatch.setenv(
-        "AZURE_STORAGE_CONNECTION_STRING",
-        "DefaultEndpointsProtocol=http;AccountName=devaccount;AccountKey=a2V5;BlobEndpoint=http://127.0.0.1:9/devaccount;",
-    )
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection_string("http://127.0.0.1:9"))
     assert fetch(bucket, tmp_path) == fetched  # with a warning
     with pytest.raises(
         Unreachable, match=f"cannot fetch checkpoint_repository.repo {bucket.repo('llama/tiny2')}: "
     ) as caught:
         fetch(bucket, tmp_path, bucket.repo("llama/tiny2"))
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("bucket", [S3Bucket, AzureBucket], indirect=True, ids=["S3", "AZURE"])
+def test_the_secret_that_the_config_names(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = {
+        "S3": {"access_key_id": "named", "secret_access_key": "x", "region": "eu-north-1", "session_token": "t"},
+        "AZURE": {"account_key": base64.b64encode(b"named").decode()},
+    }
+    monkeypatch.setenv("TRUSS_SECRET_store", json.dumps(secrets[bucket.source]))
+    if isinstance(bucket, AzureBucket):  # an account's own address is not to be had here: a connection string is
+        monkeypatch.setenv("TRUSS_SECRET_store", connection_string(bucket.url, key=b"named"))
+        monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING")
+    config = config_for(bucket.repo(), tmp_path, source=bucket.source, secret="store")
+    fetched = Fetcher(config, load_environment(), tmp_path / "cache").fetch(progress=False)
+    assert (fetched.path / WEIGHTS).is_file()
+    signed = {"S3": "Credential=named/", "AZURE": f"SharedKey {ACCOUNT}:"}
+    assert all(signed[bucket.source] in authorization for authorization in bucket.authorizations)
+    # one that is of no use
+    for value in ("hf_token", '["a"]', '{"access_key_id": 1}'):
+        monkeypatch.setenv("TRUSS_SECRET_store", value)
+        with pytest.raises(ConfigError, match="runtime_secret_name: the secret store ") as caught:
+            Fetcher(config, load_environment(), tmp_path / "cache").fetch(progress=False)
+        assert value not in caught.value.message
+
+
+def test_a_bucket_that_all_may_read(tiny_llama: TinyLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any credentials S3 is asked without a signature."""
+    bucket = S3Bucket()
+    upload = tiny_llama(tmp_path / "upload")
+    bucket.objects = {f"llama/tiny/{file.name}": file.read_bytes() for file in upload.iterdir()}
+    with bucket.running(monkeypatch):
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        bucket.is_refused = True
+        assert "with no credentials, and none were found (AccessDenied)" in failure(bucket, tmp_path)
+        bucket.is_refused = False
+        bucket.allow_all()
+        fetch(bucket, tmp_path)
+        assert set(bucket.authorizations) == {""}
 
 
 @pytest.mark.parametrize(
