@@ -7,6 +7,7 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from briton.errors import BuildError
@@ -17,6 +18,11 @@ from briton_engine_builder.weights_file import check_free_space
 _SUFFIXES = (".safetensors", ".json", ".jinja", ".gguf")
 _MAX_MEMBERS = 100_000
 _MAX_JSON_BYTES = 1 << 30  # a tokenizer has some 30 MB; what is larger is no text of a model
+
+
+@dataclass(eq=False)
+class DamagedArchive(BuildError):
+    """It is not whole, or not a tar.gz: another download may do."""
 
 
 def unpack(archive: Path, directory: Path, where: str, advance: Callable[[int], None]) -> None:
@@ -44,8 +50,8 @@ def unpack(archive: Path, directory: Path, where: str, advance: Callable[[int], 
                 pass
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         if not _begins_like_gzip(archive):
-            raise BuildError(f"{where} is not a tar.gz") from error
-        raise BuildError(f"{where} is damaged or cut short: {type(error).__name__}: {error}") from error
+            raise DamagedArchive(f"{where} is not a tar.gz") from error
+        raise DamagedArchive(f"{where} is damaged or cut short: {type(error).__name__}: {error}") from error
     model = _find_model(tree, where)
     for path in [model] if model.is_file() else [path for path in model.iterdir() if path.is_file()]:
         path.rename(directory / path.name)
@@ -82,7 +88,9 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, tree: Path, where: str
     with source, path.open("wb") as file:
         shutil.copyfileobj(source, file, CHUNK)
         if file.tell() != member.size:
-            raise BuildError(f"{where} is damaged or cut short: {member.name} has {file.tell()} of {member.size} bytes")
+            raise DamagedArchive(
+                f"{where} is damaged or cut short: {member.name} has {file.tell()} of {member.size} bytes"
+            )
 
 
 def _find_model(tree: Path, where: str) -> Path:

@@ -13,7 +13,7 @@ from briton.errors import BuildError
 from briton_engine_builder.hashing import sha256_of
 from briton_engine_builder.hf_checkpoint import CONFIG
 from briton_engine_builder.progress import ProgressBar
-from briton_engine_builder.sources.archive import unpack
+from briton_engine_builder.sources.archive import DamagedArchive, unpack
 from briton_engine_builder.sources.checkpoint_dir import CheckpointDirs
 from briton_engine_builder.sources.download import PART, download
 from briton_engine_builder.sources.fetched import FetchedCheckpoint
@@ -75,15 +75,15 @@ def _fetch_into(archive: Path, remote: HTTPFile, file: RemoteFile, url: str, pro
 
 
 def _unpack_into(partial: Path, archive: Path, url: str, progress: bool) -> dict[str, int]:
-    """The model's files beside the archive; names and sizes. An archive that cannot be used is removed."""
+    """The model's files beside the archive; names and sizes. A damaged archive is removed."""
     unpacked = partial / "unpacked"
     shutil.rmtree(unpacked, ignore_errors=True)
     unpacked.mkdir()
     try:
         with ProgressBar(f"Unpacking {url}", archive.stat().st_size, shown=progress, in_bytes=True) as bar:
             unpack(archive, unpacked, describe(url), bar.advance)
-    except BuildError:
-        shutil.rmtree(partial)
+    except DamagedArchive:
+        archive.unlink()
         raise
     sizes = {path.name: path.stat().st_size for path in unpacked.iterdir()}
     for name in sizes:
