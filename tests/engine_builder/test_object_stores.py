@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from briton.config.object_url import ObjectURL
 from briton.engine_dir import load_manifest
 from briton.errors import BuildError, ConfigError
 from briton_engine_builder import build_engine, find_cached_engine
-from briton_engine_builder.sources import FetchedCheckpoint, Fetcher, azure, download, gcs, s3
+from briton_engine_builder.sources import FetchedCheckpoint, Fetcher, azure, download, gcs, objects, s3
 from briton_engine_builder.sources.remote import Unreachable
 from tests.conftest import TinyLlama
 from tests.engine_builder.buckets import ACCOUNT, AzureBucket, Bucket, GCSBucket, S3Bucket, connection_string
@@ -91,9 +92,12 @@ def test_what_is_fetched_is_what_is_there(bucket: Bucket, tmp_path: Path) -> Non
     assert (fetched.path / WEIGHTS).is_file()
 
 
-def test_a_broken_download_goes_on_where_it_broke(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_broken_download_goes_on_where_it_broke(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     size = len(bucket.objects[f"llama/tiny/{WEIGHTS}"])
     assert size > 4 * RANGE
+    monkeypatch.setattr(objects, "_CONNECTIONS", 1)
     bucket.budget = 3 * RANGE
     assert "cannot fetch checkpoint_repository.repo" in failure(bucket, tmp_path)  # after the last try
     bucket.budget = None
@@ -103,6 +107,18 @@ def test_a_broken_download_goes_on_where_it_broke(bucket: Bucket, tmp_path: Path
     assert bucket.begins(WEIGHTS)[0] == 3 * RANGE
     assert bucket.begins("config.json") == []  # was whole before the weights
     assert not [path for path in fetched.path.parent.iterdir() if path.name.endswith(".partial")]
+
+
+def test_many_shards(bucket: Bucket, tmp_path: Path) -> None:
+    """They come over several connections; the first that fails ends all, with its own error."""
+    shards = {f"model-{n:05}-of-00009.safetensors": os.urandom(3 * RANGE + n) for n in range(1, 10)}
+    index = {"model.safetensors.index.json": b"{}", "config.json": b"{}"}
+    bucket.objects = {f"shards/{name}": data for name, data in {**shards, **index}.items()}
+    bucket.budget = 20 * RANGE
+    assert "another file" not in failure(bucket, tmp_path, bucket.repo("shards"))
+    bucket.budget = None
+    fetched = fetch(bucket, tmp_path, bucket.repo("shards"))
+    assert {path.name: path.read_bytes() for path in fetched.path.iterdir()} == {**shards, **index}
 
 
 def test_another_content_has_another_identity(bucket: Bucket, tmp_path: Path) -> None:

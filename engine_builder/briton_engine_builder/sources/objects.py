@@ -6,6 +6,8 @@ import hashlib
 import json
 import logging
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from briton.config import CheckpointSource
@@ -20,6 +22,8 @@ from briton_engine_builder.sources.remote import ObjectStore, RemoteFile, descri
 from briton_engine_builder.weights_file import check_free_space
 
 logger = logging.getLogger(__name__)
+
+_CONNECTIONS = 4
 
 
 def fetch_objects(
@@ -54,11 +58,24 @@ def _is_complete(directory: Path, files: list[RemoteFile]) -> bool:
 
 
 def _download_all(url: ObjectURL, store: ObjectStore, files: list[RemoteFile], partial: Path, progress: bool) -> None:
+    """Several at a time, since one connection is slower than most networks. The first failure stops all."""
     total = sum(file.size or 0 for file in files)
-    there = sum(
-        path.stat().st_size for f in files for path in (partial / f.name, partial / (f.name + PART)) if path.is_file()
-    )
-    check_free_space(partial, total - there, str(url))
+    paths = [path for f in files for path in (partial / f.name, partial / (f.name + PART))]
+    check_free_space(partial, total - sum(path.stat().st_size for path in paths if path.is_file()), str(url))
+    stopped = threading.Event()
     with ProgressBar(f"Fetching {url}", total, shown=progress, in_bytes=True) as bar:
-        for file in sorted(files, key=lambda file: file.size or 0):  # those that fail first cost least
-            download(store, file, partial / file.name, bar.advance)
+
+        def advance(amount: int) -> None:
+            if stopped.is_set():
+                raise BuildError("another file has failed")  # which is the error that is shown
+            bar.advance(amount)
+
+        with ThreadPoolExecutor(_CONNECTIONS, "fetch") as pool:
+            by_size = sorted(files, key=lambda file: file.size or 0)  # if small ones fail, that costs least
+            fetches = [pool.submit(download, store, file, partial / file.name, advance) for file in by_size]
+            try:
+                for fetched in as_completed(fetches):
+                    fetched.result()
+            finally:
+                stopped.set()  # all have ended well, or one has not, or Ctrl-C
+                pool.shutdown(wait=False, cancel_futures=True)
