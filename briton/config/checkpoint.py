@@ -66,11 +66,11 @@ class CheckpointRepository(Section):
 
     @property
     def public_repo(self) -> str:
-        """`repo` as it may be shown and kept: a URL without password and query, which may be a signature."""
+        """`repo` as it may be shown and kept: a URL without its query, which may be a signature."""
         if self.source is not CheckpointSource.REMOTE_URL:
             return self.repo
         url = urlsplit(self.repo)
-        return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+        return f"{url.scheme}://{url.netloc}{url.path}"
 
     @property
     def name(self) -> str:
@@ -88,5 +88,7 @@ def _check_url(repo: str) -> None:
         is_right = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0
     except ValueError:
         is_right = False
-    if not is_right or not repo.isprintable() or " " in repo:
-        raise refuse("repo is not the http:// or https:// URL of a tar.gz", "repo")
+    if not is_right or not repo.isascii() or not repo.isprintable() or " " in repo:
+        raise refuse("repo is not the http:// or https:// URL of a tar.gz, in ASCII", "repo")
+    if "@" in url.netloc:
+        raise refuse("repo has a user name or password: runtime_secret_name gives a token", "repo")

@@ -9,8 +9,9 @@ from urllib.parse import unquote, urlsplit
 from briton.config.enums import CheckpointSource
 
 SCHEMES = {CheckpointSource.S3: "s3", CheckpointSource.GCS: "gs", CheckpointSource.AZURE: "azure"}
-_BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]*")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ACCOUNT = re.compile(r"[a-z0-9]+")
+_CONTAINER = re.compile(r"[a-z0-9][a-z0-9-]*|\$root|\$web")
 _AZURE_HOST = ".blob.core.windows.net"
 
 
@@ -53,9 +54,10 @@ def parse_object_url(source: CheckpointSource, repo: str) -> ObjectURL:
     if source is CheckpointSource.AZURE:
         account, _, rest = rest.partition("/")
     bucket, _, path = rest.partition("/")
-    names_are_right = _BUCKET.fullmatch(bucket) and (
-        source is not CheckpointSource.AZURE or _ACCOUNT.fullmatch(account)
-    )
+    if source is CheckpointSource.AZURE:
+        names_are_right = _ACCOUNT.fullmatch(account) and _CONTAINER.fullmatch(bucket)
+    else:
+        names_are_right = _BUCKET.fullmatch(bucket)
     if not names_are_right or not path.isprintable():
         form = f"{scheme}://{'ACCOUNT/CONTAINER' if source is CheckpointSource.AZURE else 'BUCKET'}/PATH"
         raise ValueError(f"{repo!r} is not of the form {form}")

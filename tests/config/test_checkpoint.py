@@ -101,6 +101,7 @@ def test_places_in_stores(load_changed: LoadChanged, source: str, repo: str, pla
         ("S3", "s3://", "s3://BUCKET/PATH"),
         ("S3", "/bucket/a", "s3://BUCKET/PATH"),
         ("S3", "s3://bucket/a\nb", "s3://BUCKET/PATH"),
+        ("S3", "$root/a", "s3://BUCKET/PATH"),
         ("GCS", "s3://bucket/a", "gs://BUCKET/PATH"),
         ("AZURE", "azure://account", "azure://ACCOUNT/CONTAINER/PATH"),
         ("AZURE", "azure://Some_Account/c/a", "azure://ACCOUNT/CONTAINER/PATH"),
@@ -115,7 +116,7 @@ def test_what_is_no_place_in_a_store(refusal: Refusal, source: str, repo: str, f
 
 
 def test_urls(load_changed: LoadChanged) -> None:
-    url = "https://user:pass@host:8443/a/llama.tar.gz?X-Amz-Signature=hush"
+    url = "https://host:8443/a/llama.tar.gz?X-Amz-Signature=hush"
     config = load_changed({REPOSITORY: {"source": "REMOTE_URL", "repo": url}})
     assert str(config.checkpoint) == "REMOTE_URL https://host:8443/a/llama.tar.gz"
     assert config.checkpoint.repo == url
@@ -123,10 +124,22 @@ def test_urls(load_changed: LoadChanged) -> None:
 
 
 @pytest.mark.parametrize(
-    "repo", ["host/x.tar.gz", "ftp://host/x.tar.gz", "file:///x.tar.gz", "https://", "https://h:x/a", "https://h/a b"]
+    "repo",
+    [
+        "host/x.tar.gz",
+        "ftp://host/x.tar.gz",
+        "file:///x.tar.gz",
+        "https://",
+        "https://h:x/a",
+        "https://h/a b",
+        "https://h/ä",
+        "https://user:pw@h/a",
+    ],
 )
 def test_what_is_no_url(refusal: Refusal, repo: str) -> None:
-    assert refusal({REPOSITORY: {"source": "REMOTE_URL", "repo": repo}}).field == f"{REPOSITORY}.repo"
+    error = refusal({REPOSITORY: {"source": "REMOTE_URL", "repo": repo}})
+    assert error.field == f"{REPOSITORY}.repo"
+    assert "pw" not in error.message
 
 
 def test_unknown_source(refusal: Refusal) -> None:

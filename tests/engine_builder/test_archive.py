@@ -97,6 +97,11 @@ def test_a_linked_directory_is_no_way_out(tmp_path: Path) -> None:
     assert list(out.iterdir()) == []
 
 
+def test_names_that_would_break_a_line(tmp_path: Path) -> None:
+    told = refusal(packed(member("a\nb.json", b"{}"), *files()), tmp_path)
+    assert told == "its member 'a\\nb.json' has a name that cannot be used"
+
+
 def test_devices_are_left_out(tmp_path: Path) -> None:
     assert unpacked(packed(member("special.json", kind=tarfile.CHRTYPE), *files()), tmp_path) == MODEL
 

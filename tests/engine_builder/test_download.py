@@ -15,7 +15,7 @@ from briton_engine_builder.sources.remote import CannotResume, Checksum, RemoteF
 
 CONTENT = bytes(range(256)) * 16
 MD5 = Checksum("MD5", hashlib.md5(CONTENT).digest(), hashlib.md5)
-FILE = RemoteFile("dir/weights", "weights", len(CONTENT), "v1")
+FILE = RemoteFile("dir/weights", "weights", len(CONTENT), "v1", "dir/weights")
 
 
 class Remote:
@@ -72,7 +72,7 @@ def test_in_one_go(tmp_path: Path, advance: Callable[[int], None]) -> None:
 def test_an_empty_file(tmp_path: Path, advance: Callable[[int], None]) -> None:
     remote = Remote(b"")
     remote.checksum = None
-    download(remote, RemoteFile("empty", "empty", 0, "v1"), tmp_path / "empty", advance)
+    download(remote, RemoteFile("empty", "empty", 0, "v1", "empty"), tmp_path / "empty", advance)
     assert (tmp_path / "empty").read_bytes() == b""
     assert remote.begins == []
 
@@ -112,10 +112,18 @@ def test_a_server_without_ranges(tmp_path: Path, advance: Callable[[int], None])
     assert advance.total == len(CONTENT)  # type: ignore[attr-defined]
 
 
+def test_it_gives_up_on_a_server_without_ranges(tmp_path: Path, advance: Callable[[int], None]) -> None:
+    """Each try comes as far as the one before: that is no progress."""
+    remote = Remote(breaks=iter([500] * 100), ranges=False)
+    with pytest.raises(Unreachable):
+        download(remote, FILE, tmp_path / "weights", advance)
+    assert remote.begins == [0, *[500, 0] * 5]
+
+
 def test_what_was_begun_of_a_file_without_version_is_not_used(tmp_path: Path, advance: Callable[[int], None]) -> None:
     (tmp_path / "weights.part").write_bytes(b"of another")
     remote = Remote()
-    download(remote, RemoteFile("weights", "weights", None, ""), tmp_path / "weights", advance)
+    download(remote, RemoteFile("weights", "weights", None, "", "weights"), tmp_path / "weights", advance)
     assert remote.begins == [0]
     assert (tmp_path / "weights").read_bytes() == CONTENT
 

@@ -65,6 +65,8 @@ def _is_wanted(member: tarfile.TarInfo, where: str) -> bool:
         raise BuildError(f"{where}: its member {member.name!r} points out of the archive")
     if path.suffix not in _SUFFIXES or path.name.startswith("._"):  # what macOS adds
         return False
+    if not member.name.isprintable():
+        raise BuildError(f"{where}: its member {member.name!r} has a name that cannot be used")
     if member.issym() or member.islnk():
         raise BuildError(
             f"{where}: its member {member.name!r} is a link: pack the files themselves (tar --dereference)"

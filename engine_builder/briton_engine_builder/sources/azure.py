@@ -31,7 +31,7 @@ class AzureStore:
     """
 
     def __init__(self, url: ObjectURL, secret: Secret | None, connection_string: str | None) -> None:
-        with importing("AZURE", "azure-storage-blob azure-identity"):
+        with importing("AZURE", "azure-storage-blob", "azure-identity"):
             import azure.core
             import azure.core.exceptions
             import azure.storage.blob
@@ -43,7 +43,7 @@ class AzureStore:
 
     def list_files(self) -> list[RemoteFile]:
         """See ObjectStore."""
-        prefix, files = self._url.prefix, []
+        prefix, where, files = self._url.prefix, describe(str(self._url)), []
         with self._one_line_errors():
             for blob in self._container.walk_blobs(name_starts_with=prefix or None, delimiter="/"):
                 name = blob.name.rpartition("/")[2]
@@ -51,7 +51,7 @@ class AzureStore:
                     md5 = blob.content_settings.content_md5
                     checksum = Checksum("MD5", bytes(md5), hashlib.md5) if md5 else None
                     etag = '"{}"'.format(blob.etag.strip('"'))  # a listing has them without quotes
-                    files.append(RemoteFile(blob.name, name, blob.size, etag, checksum))
+                    files.append(RemoteFile(blob.name, name, blob.size, etag, f"{where}: {blob.name}", checksum))
         return files
 
     def read(self, file: RemoteFile, begin: int) -> Iterator[bytes]:
@@ -110,10 +110,11 @@ def _service(service: Any, url: ObjectURL, secret: Secret | None, connection_str
         client = service.from_connection_string(connection_string, **options)
         if client.account_name != url.account:
             raise ConfigError(
-                f"{describe(str(url))}: the connection string is of the account {client.account_name}", "repo"
+                f"{describe(str(url))}: the connection string is of the account {client.account_name}",
+                "trt_llm.build.checkpoint_repository.repo",
             )
     else:
-        with importing("AZURE", "azure-storage-blob azure-identity"):
+        with importing("AZURE", "azure-storage-blob", "azure-identity"):
             from azure.identity import DefaultAzureCredential
         client = service(account_url, credential=DefaultAzureCredential(), **options)
     return client.get_container_client(url.bucket)

@@ -10,7 +10,7 @@ from briton.errors import BuildError
 from briton_engine_builder.sources.remote import CHUNK, CannotResume, Checksum, RemoteFile, RemoteFiles, Unreachable
 
 PART = ".part"  # suffix of a file that is not whole
-_TRIES = 6  # in a row that bring nothing
+_TRIES = 6  # in a row that come no further
 _PAUSE_S = 0.5  # before the second try; doubles
 
 
@@ -39,12 +39,12 @@ def download(remote: RemoteFiles, file: RemoteFile, path: Path, advance: Callabl
 def _complete(remote: RemoteFiles, file: RemoteFile, part: Path, advance: Callable[[int], None]) -> None:
     """Fetch the rest of PATH.part."""
     part.touch()
-    failures = 0
+    failures = furthest = 0
     advance(part.stat().st_size)
     while (begin := part.stat().st_size) != file.size:
         if file.size is not None and begin > file.size:
             part.unlink()
-            raise BuildError(f"{file.key} is longer than the {file.size} bytes that its server said: try again")
+            raise BuildError(f"{file.label} is longer than the {file.size} bytes that its server said: try again")
         try:
             with part.open("ab") as sink:
                 for data in remote.read(file, begin):
@@ -53,12 +53,15 @@ def _complete(remote: RemoteFiles, file: RemoteFile, part: Path, advance: Callab
             if file.size is None:
                 return
             if part.stat().st_size < file.size:
-                raise Unreachable(f"{file.key}: the connection ended after {part.stat().st_size} of {file.size} bytes")
+                raise Unreachable(
+                    f"{file.label}: the connection ended after {part.stat().st_size} of {file.size} bytes"
+                )
         except CannotResume:
             part.write_bytes(b"")
             advance(-begin)
         except Unreachable:
-            failures = 1 if part.stat().st_size > begin else failures + 1
+            position = part.stat().st_size
+            failures, furthest = (1, position) if position > furthest else (failures + 1, furthest)
             if failures == _TRIES:
                 raise
             time.sleep(_PAUSE_S * 2 ** (failures - 1))
@@ -72,6 +75,6 @@ def _check(part: Path, checksum: Checksum, file: RemoteFile) -> None:
     if digest.digest() != checksum.expected:
         part.unlink()
         raise BuildError(
-            f"{file.key} arrived damaged: its {checksum.name} is {digest.digest().hex()}, "
+            f"{file.label} arrived damaged: its {checksum.name} is {digest.digest().hex()}, "
             f"the server says {checksum.expected.hex()}: try again"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +11,12 @@ from briton.errors import BuildError
 
 
 @contextmanager
-def importing(source: str, requirement: str) -> Iterator[None]:
+def importing(source: str, *requirements: str) -> Iterator[None]:
     """Around the imports of an optional library: BuildError with pip's command where it is missing."""
     try:
         yield
     except ImportError as error:
         raise BuildError(
             f"checkpoints from {source} need a library that is not installed ({error.name}): "
-            f"{sys.executable} -m pip install '{requirement}'"
+            f"{shlex.join([sys.executable, '-m', 'pip', 'install', *requirements])}"
         ) from error

@@ -52,7 +52,7 @@ class GCSStore:
 
     def list_files(self) -> list[RemoteFile]:
         """See ObjectStore."""
-        prefix, files = self._url.prefix, []
+        prefix, where, files = self._url.prefix, describe(str(self._url)), []
         with self._one_line_errors():
             fields = "items(name,size,generation,crc32c),prefixes,nextPageToken"
             blobs = self._client.list_blobs(
@@ -62,7 +62,9 @@ class GCSStore:
                 name = blob.name.rpartition("/")[2]
                 if name and (not self._url.is_file or blob.name == prefix):
                     checksum = Checksum("CRC32C", base64.b64decode(blob.crc32c), self._crc32c) if blob.crc32c else None
-                    files.append(RemoteFile(blob.name, name, blob.size, str(blob.generation), checksum))
+                    files.append(
+                        RemoteFile(blob.name, name, blob.size, str(blob.generation), f"{where}: {blob.name}", checksum)
+                    )
         return files
 
     def read(self, file: RemoteFile, begin: int) -> Iterator[bytes]:

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from briton import __version__
 from briton.errors import BuildError
 from briton_engine_builder.sources.remote import (
     CHUNK,
@@ -23,6 +24,7 @@ from briton_engine_builder.sources.remote import (
 )
 
 _TIMEOUT_S = 60  # without a byte
+_HEADERS = {"User-Agent": f"briton/{__version__}", "Accept-Encoding": "identity"}
 
 
 class HTTPFile:
@@ -40,7 +42,14 @@ class HTTPFile:
             # a weak ETag, W/"...", is not that of the very bytes
             version = etag if etag.startswith('"') else headers.get("Last-Modified", "")
             size_is_known = size.isdecimal() and "Transfer-Encoding" not in headers
-            return RemoteFile(self._public_url, name, int(size) if size_is_known else None, version, _checksum(headers))
+            return RemoteFile(
+                self._public_url,
+                name,
+                int(size) if size_is_known else None,
+                version,
+                describe(self._public_url),
+                _checksum(headers),
+            )
 
     def read(self, file: RemoteFile, begin: int) -> Iterator[bytes]:
         """See RemoteFiles."""
@@ -64,7 +73,7 @@ class HTTPFile:
             return answer.read(CHUNK)
 
     def _open(self, headers: dict[str, str]) -> http.client.HTTPResponse:
-        request = urllib.request.Request(self._url, headers={"Accept-Encoding": "identity", **headers})
+        request = urllib.request.Request(self._url, headers={**_HEADERS, **headers})
         if self._token is not None:
             request.add_unredirected_header("Authorization", f"Bearer {self._token}")
         with self._one_line_errors():

@@ -61,7 +61,7 @@ def _download_all(url: ObjectURL, store: ObjectStore, files: list[RemoteFile], p
     """Several at a time, since one connection is slower than most networks. The first failure stops all."""
     total = sum(file.size or 0 for file in files)
     paths = [path for f in files for path in (partial / f.name, partial / (f.name + PART))]
-    check_free_space(partial, total - sum(path.stat().st_size for path in paths if path.is_file()), str(url))
+    check_free_space(partial, total - sum(path.stat().st_size for path in paths if path.is_file()), describe(str(url)))
     stopped = threading.Event()
     with ProgressBar(f"Fetching {url}", total, shown=progress, in_bytes=True) as bar:
 

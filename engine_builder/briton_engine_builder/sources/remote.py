@@ -50,6 +50,7 @@ class RemoteFile:
     name: str  # what it is called on this machine: one part, without slashes
     size: int | None  # in bytes; None where the server does not say
     version: str  # another content has another: ETag or generation; empty where the server does not say
+    label: str  # how errors name it
     checksum: Checksum | None = None
 
 

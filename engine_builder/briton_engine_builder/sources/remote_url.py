@@ -69,7 +69,7 @@ def _fetch_into(archive: Path, remote: HTTPFile, file: RemoteFile, url: str, pro
         archive.unlink(missing_ok=True)
     if file.size is not None:
         parts = (archive, archive.with_name(archive.name + PART))
-        check_free_space(archive.parent, file.size - sum(p.stat().st_size for p in parts if p.is_file()), url)
+        check_free_space(archive.parent, file.size - sum(p.stat().st_size for p in parts if p.is_file()), describe(url))
     with ProgressBar(f"Fetching {url}", file.size, shown=progress, in_bytes=True) as bar:
         download(remote, file, archive, bar.advance)
 

@@ -27,7 +27,7 @@ _MD5 = re.compile(r'"([0-9a-f]{32})"')  # the ETag of an object that was uploade
 _REFUSED = frozenset({"401", "403", "AccessDenied", "AllAccessDisabled", "AccountProblem", "ExpiredToken"})
 _REFUSED |= {"InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired"}
 _BUSY = frozenset({"429", "500", "502", "503", "504", "InternalError", "SlowDown", "ServiceUnavailable"})
-_BUSY |= {"RequestTimeout", "RequestTimeTooSkewed", "Throttling", "ThrottlingException"}
+_BUSY |= {"RequestTimeout", "Throttling", "ThrottlingException"}
 
 
 class S3Store:
@@ -49,9 +49,7 @@ class S3Store:
                 response_checksum_validation="when_required",  # whole files are checked, not the ranges of them
                 **anonymous,
             )
-            region = (
-                session.region_name or "us-east-1"
-            )  # where the bucket is elsewhere, S3 says so, and boto3 goes there
+            region = session.region_name or "us-east-1"  # of a bucket that is elsewhere S3 says so, and boto3 follows
             self._client = session.client("s3", config=options, region_name=region)
 
     def list_files(self) -> list[RemoteFile]:
@@ -65,7 +63,9 @@ class S3Store:
                 key = found["Key"]
                 name = key.rpartition("/")[2]
                 if name and (not self._url.is_file or key == prefix):  # no name: a directory's own marker
-                    files.append(RemoteFile(key, name, found["Size"], found["ETag"]))
+                    files.append(
+                        RemoteFile(key, name, found["Size"], found["ETag"], f"{describe(str(self._url))}: {key}")
+                    )
         return files
 
     def read(self, file: RemoteFile, begin: int) -> Iterator[bytes]:
