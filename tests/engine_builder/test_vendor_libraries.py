@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from briton.config import CheckpointSource
 from briton.config.object_url import parse_object_url
 from briton.errors import BuildError, ConfigError
+from briton_engine_builder.sources import azure
 from briton_engine_builder.sources.azure import AzureStore
 from briton_engine_builder.sources.gcs import GCSStore
 from briton_engine_builder.sources.remote import Secret
@@ -33,6 +34,7 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of this machine's."""
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, "/nonexistent")
+    monkeypatch.setattr(azure, "_RETRIES", {"retry_total": 0})
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
