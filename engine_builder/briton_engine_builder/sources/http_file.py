@@ -76,19 +76,19 @@ class HTTPFile:
         request = urllib.request.Request(self._url, headers={**_HEADERS, **headers})
         if self._token is not None:
             request.add_unredirected_header("Authorization", f"Bearer {self._token}")
-        with self._one_line_errors():
+        with self._one_line_errors(is_resuming="Range" in headers):
             answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
             return answer
 
     @contextmanager
-    def _one_line_errors(self) -> Iterator[None]:
+    def _one_line_errors(self, *, is_resuming: bool = False) -> Iterator[None]:
         """Whatever urllib raises, as a BuildError that names the URL without what may be secret in it."""
         where = describe(self._public_url)
         try:
             yield
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code == 416:
+            if error.code == 416 and is_resuming:
                 raise CannotResume from None
             if error.code in (401, 403):
                 raise BuildError(
