@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from google.auth.exceptions import DefaultCredentialsError
 
 from briton.config import CheckpointSource
 from briton.config.object_url import parse_object_url
@@ -107,6 +108,17 @@ def test_the_key_of_a_service_account() -> None:
     assert "hush" not in caught.value.message
     with pytest.raises(ConfigError, match="the secret gcs is not a JSON object with client_email and private_key"):
         GCSStore(GCS, Secret("gcs", "hf_token"))
+
+
+def test_gcs_without_any_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bucket is asked as one that all may read."""
+
+    def nothing_found(*args: Any, **kwargs: Any) -> None:
+        raise DefaultCredentialsError("none")
+
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setattr("google.auth.default", nothing_found)
+    assert type(GCSStore(GCS, None)._client._credentials).__name__ == "AnonymousCredentials"
 
 
 def test_the_credentials_of_azure() -> None:

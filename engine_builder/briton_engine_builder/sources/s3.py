@@ -45,6 +45,7 @@ class S3Store:
             self._has_credentials = session.get_credentials() is not None
             anonymous = {} if self._has_credentials else {"signature_version": botocore.UNSIGNED}
             options = botocore.config.Config(
+                connect_timeout=10,
                 retries={"mode": "standard", "total_max_attempts": 3},
                 response_checksum_validation="when_required",  # whole files are checked, not the ranges of them
                 **anonymous,
