@@ -37,10 +37,10 @@ def open_engine(config: Config, directory: Path, rank: int) -> PlannedEngine:
     return PlannedEngine(directory, manifest, build, plan_of(config, shapes, gpu=None))
 
 
-def check_engine(engine: PlannedEngine, library: Library) -> None:
+def check_engine(planned: PlannedEngine, library: Library) -> None:
     """Raise BuildError where the engine has to be built again, ConfigError where the config or the launch is at odds
     with it."""
-    directory, build, features = engine.directory, engine.build, engine.plan.features
+    directory, build, features = planned.directory, planned.build, planned.plan.features
     if build.library_version != library.version:
         raise BuildError(
             f"{directory} was built by tensorrt-llm {build.library_version}; {library.version} is installed: "
@@ -51,7 +51,7 @@ def check_engine(engine: PlannedEngine, library: Library) -> None:
             f"{directory} was built for GPUs of {build.gpu_architecture}; this one is {library.gpu_architecture}: "
             "build the engine again"
         )
-    _check_ranks(engine, engine.plan.build.parallelism, library)
+    _check_ranks(planned, planned.plan.build.parallelism, library)
     _check_limits(directory, build, features)
     if build.lookahead != features.lookahead:
         raise ConfigError(
@@ -67,18 +67,18 @@ def check_engine(engine: PlannedEngine, library: Library) -> None:
         )
 
 
-def _check_ranks(engine: PlannedEngine, parallelism: Parallelism, library: Library) -> None:
-    built = (engine.manifest.tensor_parallel_size, engine.build.pipeline_parallel_size)
+def _check_ranks(planned: PlannedEngine, parallelism: Parallelism, library: Library) -> None:
+    built = (planned.manifest.tensor_parallel_size, planned.build.pipeline_parallel_size)
     asked = (parallelism.tensor, parallelism.pipeline)
     if built != asked:
         raise ConfigError(
-            f"{engine.directory} was built for tensor x pipeline parallelism {built[0]} x {built[1]}; the config has "
+            f"{planned.directory} was built for tensor x pipeline parallelism {built[0]} x {built[1]}; the config has "
             f"{asked[0]} x {asked[1]}",
             "trt_llm.build.tensor_parallel_count",
         )
     if library.world_size != parallelism.world_size:
         raise ConfigError(
-            f"{engine.directory} was built for {parallelism.world_size} ranks; MPI has started {library.world_size}",
+            f"{planned.directory} was built for {parallelism.world_size} ranks; MPI has started {library.world_size}",
             "trt_llm.build.tensor_parallel_count",
         )
 

@@ -43,10 +43,10 @@ def create_trtllm_executor(
     library = library or _load_library(config)
     if library.rank != 0:
         raise ConfigError(f"rank {library.rank} cannot serve: only rank 0 does", "briton.executor")
-    engine = open_engine(config, engine_dir, library.rank)
-    for note in engine.plan.features.notes:
+    planned = open_engine(config, engine_dir, library.rank)
+    for note in planned.plan.features.notes:
         logger.warning("%s", note)
-    return start_executor(engine, library, rank_stats)
+    return start_executor(planned, library, rank_stats)
 
 
 def follow_trtllm_executor(
@@ -56,33 +56,33 @@ def follow_trtllm_executor(
     library = library or _load_library(config)
     if library.rank == 0:
         raise ConfigError("rank 0 cannot follow: it serves", "briton.executor")
-    engine = open_engine(config, engine_dir, library.rank)
-    check_engine(engine, library)
-    loaded = _load(engine, library, no_op)
+    planned = open_engine(config, engine_dir, library.rank)
+    check_engine(planned, library)
+    engine = _load(planned, library, no_op)
     on_loaded()
-    loaded.shutdown()  # the library joins the thread that rank 0 drives; only rank 0 can end it
+    engine.shutdown()  # the library joins the thread that rank 0 drives; only rank 0 can end it
 
 
 def start_executor(
-    engine: PlannedEngine, library: Library, rank_stats: Callable[[], tuple[RankStats, ...]] = tuple
+    planned: PlannedEngine, library: Library, rank_stats: Callable[[], tuple[RankStats, ...]] = tuple
 ) -> TrtllmExecutor:
     """`create_trtllm_executor`, of an engine that is planned already."""
-    check_engine(engine, library)
-    vocab_size, features = engine.plan.shapes.vocab_size, engine.plan.features
+    check_engine(planned, library)
+    vocab_size, features = planned.plan.shapes.vocab_size, planned.plan.features
     sizes = mask_sizes(vocab_size, features.max_batch_size)
     processor = LogitsProcessor(library.mask_device(sizes), sizes, vocab_size)
-    loaded = _load(engine, library, processor)
+    engine = _load(planned, library, processor)
     try:
-        num_blocks, block_size = _warm_up(loaded, library)
-        info = _model_info(engine, num_blocks, block_size)
+        num_blocks, block_size = _warm_up(engine, library)
+        info = _model_info(planned, num_blocks, block_size)
     except BaseException:
         with contextlib.suppress(Exception):
-            loaded.shutdown()
+            engine.shutdown()
         raise
     limits = RequestLimits(
-        vocab_size_padded=engine.build.vocab_size_padded,
+        vocab_size_padded=planned.build.vocab_size_padded,
         enable_chunked_context=features.enable_chunked_context,
-        gather_generation_logits=engine.plan.executor_config["gather_generation_logits"],
+        gather_generation_logits=planned.plan.executor_config["gather_generation_logits"],
     )
     logger.info(
         "TensorRT-LLM %s on %d ranks: the KV cache holds %d tokens in blocks of %d",
@@ -91,7 +91,7 @@ def start_executor(
         info.kv_cache_tokens,
         info.kv_block_size,
     )
-    return TrtllmExecutor(loaded, library, info, limits, processor, rank_stats)
+    return TrtllmExecutor(engine, library, info, limits, processor, rank_stats)
 
 
 def _load_library(config: Config) -> Library:
@@ -99,15 +99,15 @@ def _load_library(config: Config) -> Library:
     return load_library()
 
 
-def _load(engine: PlannedEngine, library: Library, processor: Any) -> Any:
+def _load(planned: PlannedEngine, library: Library, processor: Any) -> Any:
     """The library's Executor. All ranks build it, and wait for each other there. Its constructor keeps the
     interpreter's lock for as long as that takes: until then no other thread of this process runs."""
     trtllm = library.trtllm
     try:
-        config = make(engine.plan.executor_config, {BATCHED_POST_PROCESSOR: processor}, {EXECUTOR: trtllm})
-        return trtllm.Executor(engine.directory, trtllm.ModelType.DECODER_ONLY, config)
+        config = make(planned.plan.executor_config, {BATCHED_POST_PROCESSOR: processor}, {EXECUTOR: trtllm})
+        return trtllm.Executor(planned.directory, trtllm.ModelType.DECODER_ONLY, config)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise BuildError(f"TensorRT-LLM cannot load {engine.directory}: {first_line(error)}") from error
+        raise BuildError(f"TensorRT-LLM cannot load {planned.directory}: {first_line(error)}") from error
 
 
 def _warm_up(engine: Any, library: Library) -> tuple[int, int]:
@@ -128,8 +128,8 @@ def _warm_up(engine: Any, library: Library) -> tuple[int, int]:
     raise BuildError(f"TensorRT-LLM has not generated one token within {WARM_UP_S:.0f} s")
 
 
-def _model_info(engine: PlannedEngine, num_blocks: int, block_size: int) -> ModelInfo:
-    directory, manifest, plan = engine.directory, engine.manifest, engine.plan
+def _model_info(planned: PlannedEngine, num_blocks: int, block_size: int) -> ModelInfo:
+    directory, manifest, plan = planned.directory, planned.manifest, planned.plan
     if num_blocks * block_size == 0:
         raise BuildError(f"{directory}: TensorRT-LLM tells of no KV cache: was the engine built with paged_kv_cache?")
     features = plan.features

@@ -18,13 +18,14 @@ from briton.config.local_target import LocalTarget, local_target
 from briton.config.serving import check_servable
 from briton.engine_dir import FORMAT_VERSION, EngineManifest, ModelConfig, load_manifest
 from briton.errors import BuildError, ConfigError
+from briton.generation_config import GENERATION_CONFIG
 from briton.sharding import shard_model
 from briton_engine_builder.cache import EngineCache
 from briton_engine_builder.checkpoint import Checkpoint
 from briton_engine_builder.convert import num_weights, write_weights
 from briton_engine_builder.gguf_checkpoint import GGUFCheckpoint
 from briton_engine_builder.hashing import sha256_of
-from briton_engine_builder.hf_checkpoint import GENERATION_CONFIG, TOKENIZER, HFCheckpoint
+from briton_engine_builder.hf_checkpoint import TOKENIZER, HFCheckpoint
 from briton_engine_builder.llama import check_model
 from briton_engine_builder.progress import ProgressBar
 from briton_engine_builder.sources import FetchedCheckpoint, Fetcher

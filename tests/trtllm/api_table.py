@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from briton.trtllm.library_objects import EXECUTOR, Call, Member, parts
+from tests.trtllm.stand_in.api import TABLE
 
-TABLE: dict[str, Any] = json.loads(
-    Path(__file__).with_name("tensorrt_llm_executor_api.json").read_text(encoding="utf-8")
-)
 STATIC = {f"{name}.{method}" for name, methods in TABLE["static_methods"].items() for method in methods}
 
 

@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from briton.engine_dir import EngineManifest, ModelConfig, TrtllmBuild
+import yaml
+
+from briton.config import Config, load_config
+from briton.engine_dir import EngineManifest, TrtllmBuild
+from briton.machine import LIBRARY_VERSION
+from briton.model_shapes import ModelShapes
+from briton.trtllm.engine_check import PlannedEngine, open_engine
 from briton.trtllm.executor import TrtllmExecutor
-from briton.trtllm.library import SUPPORTED_VERSION, Library
+from briton.trtllm.library import Library
 from briton.trtllm.loader import start_executor
-from briton.trtllm.settings import TrtllmSettings
 from briton.types import LookaheadConfig
+from tests.config.conftest import changed
 from tests.trtllm.stand_in.engine_config import EngineConfig
 from tests.trtllm.stand_in.library import GPU, stand_in_library
 
 STOP_IDS = (80, 81)
-SETTINGS = TrtllmSettings(
-    max_batch_size=8, max_num_tokens=4096, max_queue_size=64, kv_cache_tokens=2048, gather_generation_logits=True
-)
+CONFIG: dict[str, Any] = {
+    "model_name": "tiny",
+    "trt_llm": {
+        "build": {
+            "checkpoint_repository": {"source": "LOCAL", "repo": "."},
+            "max_batch_size": 8,
+            "max_num_tokens": 4096,
+            "max_seq_len": 256,
+            "gather_all_token_logits": True,
+        },
+        "runtime": {"enable_chunked_context": True},
+    },
+    "briton": {"max_queue_size": 64},
+}
 BUILD = TrtllmBuild(
-    library_version=SUPPORTED_VERSION,
+    library_version=LIBRARY_VERSION,
     gpu_architecture=GPU,
     vocab_size_padded=92,
     max_seq_len=256,
     max_batch_size=64,
     max_num_tokens=4096,
 )
-MODEL = ModelConfig("llama", 90, 8, 16, 1, 2, 2, 4, 256, 1e-5, 10_000.0)
+SHAPES = ModelShapes("LlamaForCausalLM", 8, 1, 4, 4, 2, 16, 90, 256)
 MANIFEST = EngineManifest(
     model_name="tiny",
-    model=MODEL,
+    model=SHAPES,
     quantization_type="no_quant",
     weights_dtype="bf16",
     kv_cache_dtype="bf16",
@@ -41,18 +59,45 @@ MANIFEST = EngineManifest(
     target="trtllm",
     trtllm=BUILD,
 )
+_PATHS = {
+    "max_queue_size": "briton.max_queue_size",
+    "request_default_max_tokens": "trt_llm.runtime.request_default_max_tokens",
+    "batch_scheduler_policy": "trt_llm.runtime.batch_scheduler_policy",
+    "kv_cache_host_memory_bytes": "trt_llm.runtime.kv_cache_host_memory_bytes",
+    "enable_chunked_context": "trt_llm.runtime.enable_chunked_context",
+}
+
+
+def speculator(sizes: LookaheadConfig, **options: Any) -> dict[str, Any]:
+    """A config's section for lookahead decoding."""
+    return {
+        "speculative_decoding_mode": "LOOKAHEAD_DECODING",
+        "lookahead_windows_size": sizes.window_size,
+        "lookahead_ngram_size": sizes.ngram_size,
+        "lookahead_verification_set_size": sizes.verification_set_size,
+        **options,
+    }
+
+
+def config_of(directory: Path, lookahead: LookaheadConfig | None = None, **options: Any) -> Config:
+    """CONFIG with other values for some of its fields, those of trt_llm.build unless `_PATHS` says otherwise."""
+    changes = {_PATHS.get(name, f"trt_llm.build.{name}"): value for name, value in options.items()}
+    if lookahead is not None:
+        changes["trt_llm.build.speculator"] = speculator(lookahead)
+    file = directory / "config.yaml"
+    file.write_text(yaml.safe_dump(changed(CONFIG, changes)), encoding="utf-8")
+    return load_config(file)
 
 
 def write_engine(directory: Path, manifest: EngineManifest = MANIFEST, **build: Any) -> Path:
     """An engine directory; `build` replaces fields of what it was built for."""
     assert manifest.trtllm is not None
-    manifest = replace(manifest, trtllm=replace(manifest.trtllm, **build))
-    built = manifest.trtllm
-    assert built is not None
+    built = replace(manifest.trtllm, **build)
+    manifest = replace(manifest, trtllm=built)
     EngineConfig(
-        vocab_size=manifest.model.vocab_size,
+        vocab_size=SHAPES.vocab_size,
         vocab_size_padded=built.vocab_size_padded,
-        world_size=manifest.tensor_parallel_size * built.pipeline_parallel_size,
+        world_size=manifest.world_size,
         max_seq_len=built.max_seq_len + built.max_draft_len,
         max_batch_size=built.max_batch_size,
         max_num_tokens=built.max_num_tokens,
@@ -62,14 +107,25 @@ def write_engine(directory: Path, manifest: EngineManifest = MANIFEST, **build: 
     return directory
 
 
+def with_kv_cache(engine: PlannedEngine, num_tokens: int) -> PlannedEngine:
+    """The same with a KV cache of so many tokens: no GPU has so little memory."""
+    config = engine.plan.executor_config
+    cache: Mapping[str, Any] = {**config["kv_cache_config"].arguments, "max_tokens": num_tokens}
+    arguments = {**config.arguments, "kv_cache_config": replace(config["kv_cache_config"], arguments=cache)}
+    return replace(engine, plan=replace(engine.plan, executor_config=replace(config, arguments=arguments)))
+
+
 def start(
     directory: Path,
-    settings: TrtllmSettings = SETTINGS,
     library: Library | None = None,
-    **build: Any,
+    *,
+    kv_cache_tokens: int = 2048,
+    lookahead: LookaheadConfig | None = None,
+    build: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> TrtllmExecutor:
-    """An executor on an engine that was built for these settings."""
-    sizes: LookaheadConfig | None = settings.lookahead
-    lookahead = {} if sizes is None else {"lookahead": sizes, "max_draft_len": sizes.draft_tokens}
-    write_engine(directory, **{**lookahead, **build})
-    return start_executor(directory, settings, "tiny", library or stand_in_library())
+    """An executor on an engine that was built for this config, but for the fields of `build`."""
+    built = {} if lookahead is None else {"lookahead": lookahead, "max_draft_len": lookahead.draft_tokens}
+    write_engine(directory, **{**built, **(build or {})})
+    engine = open_engine(config_of(directory, lookahead, **options), directory, 0)
+    return start_executor(with_kv_cache(engine, kv_cache_tokens), library or stand_in_library())

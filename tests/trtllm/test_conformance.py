@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from briton.executor import Executor
 from tests.conformance import ExecutorConformance, ExecutorLimits
-from tests.trtllm.engines import SETTINGS, start
+from tests.trtllm.engines import start
 
 
 class TestTrtllm(ExecutorConformance):
@@ -20,11 +19,12 @@ class TestTrtllm(ExecutorConformance):
         self.directory = tmp_path
 
     def make_executor(self, limits: ExecutorLimits) -> Executor:
-        settings = replace(
-            SETTINGS,
+        return start(
+            self.directory,
             max_batch_size=limits.max_batch_size,
             max_queue_size=limits.max_queue_size,
+            max_seq_len=limits.max_seq_len,
             kv_cache_tokens=limits.kv_cache_tokens,
             lookahead=limits.lookahead,
+            build={"max_seq_len": limits.max_seq_len},
         )
-        return start(self.directory, settings, max_seq_len=limits.max_seq_len)

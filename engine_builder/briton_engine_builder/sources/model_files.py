@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from briton.errors import BuildError
-from briton_engine_builder.hf_checkpoint import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES
+from briton.generation_config import GENERATION_CONFIG
+from briton_engine_builder.hf_checkpoint import CONFIG, TOKENIZER_FILES
 from briton_engine_builder.safetensors_reader import INDEX, SINGLE
 
 

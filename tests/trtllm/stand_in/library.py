@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from briton.trtllm.library import SUPPORTED_VERSION, Library
+from briton.machine import LIBRARY_VERSION
+from briton.trtllm.library import Library
 from tests.trtllm.numpy_mask_device import NumpyMaskDevice
 from tests.trtllm.stand_in.api import TABLE, Module, generated
 from tests.trtllm.stand_in.executor import Faults, StandInExecutor, World
@@ -29,7 +30,7 @@ def stand_in_library(
     rank: int = 0,
     world: World | None = None,
     faults: Faults | None = None,
-    version: str = SUPPORTED_VERSION,
+    version: str = LIBRARY_VERSION,
     gpu_architecture: str = GPU,
 ) -> Library:
     """A machine with the library, one GPU for each rank, and numpy for torch."""
