@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from briton.config import load_config
-from briton.executor import create_executor
+from briton.config import Config, load_config
+from briton.executor import create_executor, follow_executor
+from briton.job.seat import Seat
 from briton.local import loader
 from briton.local.settings import LocalSettings
 from briton.machine import Machine
@@ -70,14 +71,33 @@ def test_a_speculator_that_drafts_nothing_is_none(settings_of: SettingsOf, sizes
     assert (settings.lookahead, settings.enable_b10_lookahead, settings.max_draft_tokens) == (None, False, 0)
 
 
-def test_a_config_for_tensorrt_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its executor is made by its own loader, which is imported then and not before."""
+@pytest.fixture
+def trtllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, list[Any]]:
+    """A config that TensorRT-LLM would run here, and what its loader is called with: it is imported then, and not
+    before."""
     seen: list[Any] = []
-    stand_in = SimpleNamespace(create_trtllm_executor=lambda *arguments: seen.append(arguments))
+    stand_in = SimpleNamespace(
+        create_trtllm_executor=lambda *arguments: seen.append(arguments),
+        follow_trtllm_executor=lambda *arguments: seen.append(arguments),
+    )
     monkeypatch.setitem(sys.modules, "briton.trtllm.loader", stand_in)
     monkeypatch.setattr("briton.config.serving.this_machine", lambda: Machine("1.2.1", ("NVIDIA L4",)))
     file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump({"trt_llm": {"build": {"checkpoint_repository": {"source": "LOCAL", "repo": "."}}}}))
-    config = load_config(file)
+    build = {"checkpoint_repository": {"source": "LOCAL", "repo": "."}, "pipeline_parallel_count": 2}
+    file.write_text(yaml.safe_dump({"trt_llm": {"build": build}}))
+    return load_config(file), seen
+
+
+def test_a_config_for_tensorrt_llm(trtllm: tuple[Config, list[Any]], tmp_path: Path) -> None:
+    config, seen = trtllm
     create_executor(config, tmp_path)
-    assert seen == [(config, tmp_path)]
+    assert seen == [(config, tmp_path, tuple)]
+
+
+def test_ranks_of_tensorrt_llm(trtllm: tuple[Config, list[Any]], tmp_path: Path) -> None:
+    """They have no communicator of ours."""
+    config, seen = trtllm
+    member: Any = SimpleNamespace(all_stats=object(), serve=object())
+    create_executor(config, tmp_path, Seat(None, member))
+    follow_executor(config, tmp_path, Seat(None, member))
+    assert seen == [(config, tmp_path, member.all_stats), (config, tmp_path, member.serve)]

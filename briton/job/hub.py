@@ -171,8 +171,9 @@ class Hub:
             phase, *numbers = message["progress"]
             connection.progress = Snapshot(Phase(phase), *numbers)
             connection.is_serving = bool(message["serving"])
-            connection.loading_silence_s = float(message["loading_silence_s"])
             connection.stats = message["stats"]
+        elif kind == "loading":
+            connection.loading_silence_s = float(message["silence_s"])
         elif kind == "failed":
             failed = name(connection.rank, connection.host)
             self._fail(Failure(f"{failed}: {message['message']}", int(message["exit_code"]), connection.rank))

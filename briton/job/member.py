@@ -43,7 +43,7 @@ class Member:
         self.on_drain: Callable[[], None] = lambda: None
         self.own_stats: Callable[[], RankStats] = lambda: RankStats(rank)
         self.is_serving = False
-        self.loading_silence_s = LOADING_SILENCE_S  # how long this rank, and the hub, may be silent before it serves
+        self._loading_silence_s = LOADING_SILENCE_S
         self._all_stats: list[dict[str, Any]] = []
         self._peers: list[tuple[int, str, int]] = []
         self._lock = threading.Lock()  # of the socket
@@ -61,6 +61,11 @@ class Member:
     def fail(self, message: str, exit_code: int = 1) -> None:
         """Tell the hub that this rank cannot go on; the job ends."""
         self._say(encode("failed", message=message, exit_code=exit_code))
+
+    def expect_silence(self, seconds: float) -> None:
+        """This rank may say nothing for so long while it loads; and neither may the hub, where a rank has it."""
+        self._loading_silence_s = seconds
+        self._say(encode("loading", silence_s=seconds))
 
     def serve(self) -> None:
         """This rank has loaded its part: from now on its silence is soon noticed."""
@@ -92,7 +97,7 @@ class Member:
             now = time.monotonic()
             heard_at = now if now - seen > BEAT_S * 4 else heard_at  # this process was stopped itself
             seen = now
-            if now - heard_at > (SILENCE_S if self.is_serving else self.loading_silence_s):
+            if now - heard_at > (SILENCE_S if self.is_serving else self._loading_silence_s):
                 self._lost(f"the job's hub has not been heard of for {now - heard_at:.1f} s")
                 return
             if now - measured_at > _MEASURE_S:
@@ -104,8 +109,7 @@ class Member:
     def _beat(self, pss: int) -> None:
         phase, *numbers = self.progress.snapshot()
         stats = {**asdict(self.own_stats()), "host": self.host, "pid": os.getpid(), "pss_bytes": pss}
-        progress, silence = [phase.value, *numbers], self.loading_silence_s
-        self._say(encode("beat", progress=progress, serving=self.is_serving, loading_silence_s=silence, stats=stats))
+        self._say(encode("beat", progress=[phase.value, *numbers], serving=self.is_serving, stats=stats))
 
     def _handle(self, message: dict[str, Any]) -> None:
         match message["kind"]:

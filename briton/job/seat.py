@@ -44,7 +44,7 @@ def take_seat(rank: int, size: int, executor: Literal["local", "trtllm"], member
         )
     member = member or Member(_own_hub(world), rank)
     if not is_local:
-        member.loading_silence_s = LIBRARY_LOADING_SILENCE_S
+        member.expect_silence(LIBRARY_LOADING_SILENCE_S)
         return Seat(None, member)
     communicator = Communicator(world, member.progress)
     communicator.account.base_pss_bytes = proportional_set_size()

@@ -45,7 +45,7 @@ BUILD = TrtllmBuild(
     max_batch_size=64,
     max_num_tokens=4096,
 )
-SHAPES = ModelShapes("LlamaForCausalLM", 8, 1, 4, 4, 2, 16, 90, 256)
+SHAPES = ModelShapes("LlamaForCausalLM", 8, 2, 4, 4, 2, 16, 90, 256)
 MANIFEST = EngineManifest(
     model_name="tiny",
     model=SHAPES,
