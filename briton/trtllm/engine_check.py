@@ -17,7 +17,7 @@ from briton.types import LookaheadConfig
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedEngine:
+class BuiltEngine:
     """An engine directory, and how this config runs it."""
 
     directory: Path
@@ -26,7 +26,7 @@ class PlannedEngine:
     plan: TrtllmPlan
 
 
-def open_engine(config: Config, directory: Path, rank: int) -> PlannedEngine:
+def open_engine(config: Config, directory: Path, rank: int) -> BuiltEngine:
     """Read an engine on one of its ranks, and plan anew what it was built from: the plan is the builder's, if the
     config has not changed. Raises BuildError for an engine of another executor, and as `plan_of` does."""
     manifest = load_manifest(directory, rank)
@@ -34,13 +34,13 @@ def open_engine(config: Config, directory: Path, rank: int) -> PlannedEngine:
     if build is None or not isinstance(shapes, ModelShapes):
         raise BuildError(f"{directory} was built for target {manifest.target}; TensorRT-LLM needs target trtllm")
     # It is here and built: whether this GPU can hold it is the library's to say.
-    return PlannedEngine(directory, manifest, build, plan_of(config, shapes, gpu=None))
+    return BuiltEngine(directory, manifest, build, plan_of(config, shapes, gpu=None))
 
 
-def check_engine(planned: PlannedEngine, library: Library) -> None:
+def check_engine(built: BuiltEngine, library: Library) -> None:
     """Raise BuildError where the engine has to be built again, ConfigError where the config or the launch is at odds
     with it."""
-    directory, build, features = planned.directory, planned.build, planned.plan.features
+    directory, build, features = built.directory, built.build, built.plan.features
     if build.library_version != library.version:
         raise BuildError(
             f"{directory} was built by tensorrt-llm {build.library_version}; {library.version} is installed: "
@@ -51,7 +51,7 @@ def check_engine(planned: PlannedEngine, library: Library) -> None:
             f"{directory} was built for GPUs of {build.gpu_architecture}; this one is {library.gpu_architecture}: "
             "build the engine again"
         )
-    _check_ranks(planned, planned.plan.build.parallelism, library)
+    _check_ranks(built, built.plan.build.parallelism, library)
     _check_limits(directory, build, features)
     if build.lookahead != features.lookahead:
         raise ConfigError(
@@ -67,18 +67,18 @@ def check_engine(planned: PlannedEngine, library: Library) -> None:
         )
 
 
-def _check_ranks(planned: PlannedEngine, parallelism: Parallelism, library: Library) -> None:
-    built = (planned.manifest.tensor_parallel_size, planned.build.pipeline_parallel_size)
+def _check_ranks(built: BuiltEngine, parallelism: Parallelism, library: Library) -> None:
+    sizes = (built.manifest.tensor_parallel_size, built.build.pipeline_parallel_size)
     asked = (parallelism.tensor, parallelism.pipeline)
-    if built != asked:
+    if sizes != asked:
         raise ConfigError(
-            f"{planned.directory} was built for tensor x pipeline parallelism {built[0]} x {built[1]}; the config has "
+            f"{built.directory} was built for tensor x pipeline parallelism {sizes[0]} x {sizes[1]}; the config has "
             f"{asked[0]} x {asked[1]}",
             "trt_llm.build.tensor_parallel_count",
         )
     if library.world_size != parallelism.world_size:
         raise ConfigError(
-            f"{planned.directory} was built for {parallelism.world_size} ranks; MPI has started {library.world_size}",
+            f"{built.directory} was built for {parallelism.world_size} ranks; MPI has started {library.world_size}",
             "trt_llm.build.tensor_parallel_count",
         )
 

@@ -15,7 +15,7 @@ from briton.config import Config
 from briton.config.environment import set_defaults
 from briton.errors import BuildError, ConfigError, InvalidRequest
 from briton.generation_config import GENERATION_CONFIG, default_sampling
-from briton.trtllm.engine_check import PlannedEngine, check_engine, open_engine
+from briton.trtllm.engine_check import BuiltEngine, check_engine, open_engine
 from briton.trtllm.executor import TrtllmExecutor
 from briton.trtllm.executor_plan import BATCHED_POST_PROCESSOR, launch_env
 from briton.trtllm.library import Library, first_line, load_library
@@ -43,10 +43,10 @@ def create_trtllm_executor(
     library = library or _load_library(config)
     if library.rank != 0:
         raise ConfigError(f"rank {library.rank} cannot serve: only rank 0 does", "briton.executor")
-    planned = open_engine(config, engine_dir, library.rank)
-    for note in planned.plan.features.notes:
+    built = open_engine(config, engine_dir, library.rank)
+    for note in built.plan.features.notes:
         logger.warning("%s", note)
-    return start_executor(planned, library, rank_stats)
+    return start_executor(built, library, rank_stats)
 
 
 def follow_trtllm_executor(
@@ -56,33 +56,33 @@ def follow_trtllm_executor(
     library = library or _load_library(config)
     if library.rank == 0:
         raise ConfigError("rank 0 cannot follow: it serves", "briton.executor")
-    planned = open_engine(config, engine_dir, library.rank)
-    check_engine(planned, library)
-    engine = _load(planned, library, no_op)
+    built = open_engine(config, engine_dir, library.rank)
+    check_engine(built, library)
+    engine = _load(built, library, no_op)
     on_loaded()
     engine.shutdown()  # the library joins the thread that rank 0 drives; only rank 0 can end it
 
 
 def start_executor(
-    planned: PlannedEngine, library: Library, rank_stats: Callable[[], tuple[RankStats, ...]] = tuple
+    built: BuiltEngine, library: Library, rank_stats: Callable[[], tuple[RankStats, ...]] = tuple
 ) -> TrtllmExecutor:
     """`create_trtllm_executor`, of an engine that is planned already."""
-    check_engine(planned, library)
-    vocab_size, features = planned.plan.shapes.vocab_size, planned.plan.features
+    check_engine(built, library)
+    vocab_size, features = built.plan.shapes.vocab_size, built.plan.features
     sizes = mask_sizes(vocab_size, features.max_batch_size)
     processor = LogitsProcessor(library.mask_device(sizes), sizes, vocab_size)
-    engine = _load(planned, library, processor)
+    engine = _load(built, library, processor)
     try:
         num_blocks, block_size = _warm_up(engine, library)
-        info = _model_info(planned, num_blocks, block_size)
+        info = _model_info(built, num_blocks, block_size)
     except BaseException:
         with contextlib.suppress(Exception):
             engine.shutdown()
         raise
     limits = RequestLimits(
-        vocab_size_padded=planned.build.vocab_size_padded,
+        vocab_size_padded=built.build.vocab_size_padded,
         enable_chunked_context=features.enable_chunked_context,
-        gather_generation_logits=planned.plan.executor_config["gather_generation_logits"],
+        gather_generation_logits=built.plan.executor_config["gather_generation_logits"],
     )
     logger.info(
         "TensorRT-LLM %s on %d ranks: the KV cache holds %d tokens in blocks of %d",
@@ -99,15 +99,15 @@ def _load_library(config: Config) -> Library:
     return load_library()
 
 
-def _load(planned: PlannedEngine, library: Library, processor: Any) -> Any:
+def _load(built: BuiltEngine, library: Library, processor: Any) -> Any:
     """The library's Executor. All ranks build it, and wait for each other there. Its constructor keeps the
     interpreter's lock for as long as that takes: until then no other thread of this process runs."""
     trtllm = library.trtllm
     try:
-        config = make(planned.plan.executor_config, {BATCHED_POST_PROCESSOR: processor}, {EXECUTOR: trtllm})
-        return trtllm.Executor(planned.directory, trtllm.ModelType.DECODER_ONLY, config)
+        config = make(built.plan.executor_config, {BATCHED_POST_PROCESSOR: processor}, {EXECUTOR: trtllm})
+        return trtllm.Executor(built.directory, trtllm.ModelType.DECODER_ONLY, config)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise BuildError(f"TensorRT-LLM cannot load {planned.directory}: {first_line(error)}") from error
+        raise BuildError(f"TensorRT-LLM cannot load {built.directory}: {first_line(error)}") from error
 
 
 def _warm_up(engine: Any, library: Library) -> tuple[int, int]:
@@ -128,8 +128,8 @@ def _warm_up(engine: Any, library: Library) -> tuple[int, int]:
     raise BuildError(f"TensorRT-LLM has not generated one token within {WARM_UP_S:.0f} s")
 
 
-def _model_info(planned: PlannedEngine, num_blocks: int, block_size: int) -> ModelInfo:
-    directory, manifest, plan = planned.directory, planned.manifest, planned.plan
+def _model_info(built: BuiltEngine, num_blocks: int, block_size: int) -> ModelInfo:
+    directory, manifest, plan = built.directory, built.manifest, built.plan
     if num_blocks * block_size == 0:
         raise BuildError(f"{directory}: TensorRT-LLM tells of no KV cache: was the engine built with paged_kv_cache?")
     features = plan.features

@@ -65,5 +65,5 @@ def test_what_a_rank_has_not_taken_waits_for_it_whole(started: tuple[Hub, Events
             assert time.monotonic() < deadline
             connection.sendall(encode("beat", progress=["idle", 0, 0, 0], serving=False, stats={}))
             kinds += [str(message["kind"]) for message in lines.receive()]
+        assert not events
     assert set(kinds) == {"beat", "drain"}
-    assert not events

@@ -13,7 +13,7 @@ from briton.config import Config, load_config
 from briton.engine_dir import EngineManifest, TrtllmBuild
 from briton.machine import LIBRARY_VERSION
 from briton.model_shapes import ModelShapes
-from briton.trtllm.engine_check import PlannedEngine, open_engine
+from briton.trtllm.engine_check import BuiltEngine, open_engine
 from briton.trtllm.executor import TrtllmExecutor
 from briton.trtllm.library import Library
 from briton.trtllm.loader import start_executor
@@ -107,7 +107,7 @@ def write_engine(directory: Path, manifest: EngineManifest = MANIFEST, **build: 
     return directory
 
 
-def with_kv_cache(engine: PlannedEngine, num_tokens: int) -> PlannedEngine:
+def with_kv_cache(engine: BuiltEngine, num_tokens: int) -> BuiltEngine:
     """The same with a KV cache of so many tokens: no GPU has so little memory."""
     config = engine.plan.executor_config
     cache: Mapping[str, Any] = {**config["kv_cache_config"].arguments, "max_tokens": num_tokens}
