@@ -1,4 +1,4 @@
-"""The one place where tensorrt_llm, torch and MPI are imported."""
+"""The one place where tensorrt_llm and torch are imported."""
 
 from __future__ import annotations
 
