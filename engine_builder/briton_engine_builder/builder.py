@@ -89,7 +89,7 @@ def engine_key(config: Config, target: LocalTarget, fetched: FetchedCheckpoint) 
         "format_version": FORMAT_VERSION,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(config.checkpoint.repo).name).strip("-.")[:60]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", config.checkpoint.name).strip("-.")[:60]
     return f"{name or 'model'}-{digest}"
 
 
@@ -122,7 +122,7 @@ def _write_engine(
         file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(directory.iterdir())
     }
     EngineManifest(
-        model_name=Path(config.checkpoint.repo).name.removesuffix(".gguf"),
+        model_name=config.checkpoint.name.removesuffix(".gguf"),
         model=checkpoint.model,
         quantization_type=str(config.quantization_type),
         weights_dtype=weights_dtype,

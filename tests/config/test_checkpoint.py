@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from briton.config.object_url import parse_object_url
 from briton.config.serving import check_servable
 from briton.errors import Unsupported
 
@@ -55,13 +56,90 @@ def test_local_absolute_and_home_paths(
     assert nobody.checkpoint.repo == str(tmp_path / "~no-such-user/m")
 
 
-@pytest.mark.parametrize("source", ["GCS", "S3", "AZURE", "REMOTE_URL", "BASETEN_TRAINING"])
-def test_sources_that_cannot_be_fetched_yet(load_changed: LoadChanged, refusal: Refusal, source: str) -> None:
-    config = load_changed({REPOSITORY: {"source": source, "repo": "bucket/path"}})
-    with pytest.raises(Unsupported, match=source) as caught:
-        check_servable(config)
+def test_training_runs_cannot_be_fetched(load_changed: LoadChanged, refusal: Refusal) -> None:
+    run = {"source": "BASETEN_TRAINING", "repo": "job", "revision": "run"}
+    with pytest.raises(Unsupported, match="checkpoints from BASETEN_TRAINING are runs of the hosted product") as caught:
+        check_servable(load_changed({REPOSITORY: run}))
     assert caught.value.field == f"{REPOSITORY}.source"
-    assert refusal({REPOSITORY: {"source": source, "repo": " "}}).field == f"{REPOSITORY}.repo"
+    assert refusal({REPOSITORY: {**run, "repo": " "}}).field == f"{REPOSITORY}.repo"
+
+
+@pytest.mark.parametrize("source", ["GCS", "S3", "AZURE", "REMOTE_URL", "LOCAL"])
+def test_sources_without_revisions(load_changed: LoadChanged, source: str) -> None:
+    repo = "https://host/a/x.tar.gz" if source == "REMOTE_URL" else "account/bucket/path"
+    check_servable(load_changed({REPOSITORY: {"source": source, "repo": repo}}))
+    with pytest.raises(Unsupported, match=f"revision is 'v2': checkpoints from {source} have no revisions") as caught:
+        check_servable(load_changed({REPOSITORY: {"source": source, "repo": repo, "revision": "v2"}}))
+    assert caught.value.field == f"{REPOSITORY}.revision"
+
+
+@pytest.mark.parametrize(
+    ("source", "repo", "place"),
+    [
+        ("S3", "s3://bucket/a/b/", "s3://bucket/a/b"),
+        ("S3", "bucket/a b", "s3://bucket/a b"),
+        ("S3", "s3://bucket", "s3://bucket"),
+        ("GCS", "gs://my_bucket.example/a/m.gguf", "gs://my_bucket.example/a/m.gguf"),
+        ("GCS", "bucket/a", "gs://bucket/a"),
+        ("AZURE", "azure://account/container/a/b", "azure://account/container/a/b"),
+        ("AZURE", "account/$root", "azure://account/$root"),
+        ("AZURE", "https://account.blob.core.windows.net/container/a%20b", "azure://account/container/a b"),
+    ],
+)
+def test_places_in_stores(load_changed: LoadChanged, source: str, repo: str, place: str) -> None:
+    config = load_changed({REPOSITORY: {"source": source, "repo": repo}})
+    assert str(parse_object_url(config.checkpoint.source, repo)) == place
+    assert config.served_model_name == repo.rstrip("/").rpartition("/")[2]
+
+
+@pytest.mark.parametrize(
+    ("source", "repo", "form"),
+    [
+        ("S3", "gs://bucket/a", "s3://BUCKET/PATH"),
+        ("S3", "s3:/bucket/a", "s3://BUCKET/PATH"),
+        ("S3", "https://bucket.s3.amazonaws.com/a", "s3://BUCKET/PATH"),
+        ("S3", "s3://", "s3://BUCKET/PATH"),
+        ("S3", "/bucket/a", "s3://BUCKET/PATH"),
+        ("S3", "s3://bucket/a\nb", "s3://BUCKET/PATH"),
+        ("S3", "$root/a", "s3://BUCKET/PATH"),
+        ("GCS", "s3://bucket/a", "gs://BUCKET/PATH"),
+        ("AZURE", "azure://account", "azure://ACCOUNT/CONTAINER/PATH"),
+        ("AZURE", "azure://Some_Account/c/a", "azure://ACCOUNT/CONTAINER/PATH"),
+        ("AZURE", "https://account.example.com/c/a", "azure://ACCOUNT/CONTAINER/PATH"),
+        ("AZURE", "https://account.blob.core.windows.net/c/a?sig=x", "azure://ACCOUNT/CONTAINER/PATH"),
+    ],
+)
+def test_what_is_no_place_in_a_store(refusal: Refusal, source: str, repo: str, form: str) -> None:
+    error = refusal({REPOSITORY: {"source": source, "repo": repo}})
+    assert error.field == f"{REPOSITORY}.repo"
+    assert error.message.endswith(f"is not of the form {form}")
+
+
+def test_urls(load_changed: LoadChanged) -> None:
+    url = "https://host:8443/a/llama.tar.gz?X-Amz-Signature=hush"
+    config = load_changed({REPOSITORY: {"source": "REMOTE_URL", "repo": url}})
+    assert str(config.checkpoint) == "REMOTE_URL https://host:8443/a/llama.tar.gz"
+    assert config.checkpoint.repo == url
+    assert config.served_model_name == "llama"
+
+
+@pytest.mark.parametrize(
+    "repo",
+    [
+        "host/x.tar.gz",
+        "ftp://host/x.tar.gz",
+        "file:///x.tar.gz",
+        "https://",
+        "https://h:x/a",
+        "https://h/a b",
+        "https://h/ä",
+        "https://user:pw@h/a",
+    ],
+)
+def test_what_is_no_url(refusal: Refusal, repo: str) -> None:
+    error = refusal({REPOSITORY: {"source": "REMOTE_URL", "repo": repo}})
+    assert error.field == f"{REPOSITORY}.repo"
+    assert "pw" not in error.message
 
 
 def test_unknown_source(refusal: Refusal) -> None:

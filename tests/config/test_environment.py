@@ -36,6 +36,13 @@ def test_secrets_come_before_the_token(tmp_path: Path) -> None:
     assert environment.hf_token_for("both") == "from variable"
     assert environment.hf_token_for("empty") == "general"
     assert environment.hf_token_for("absent") == "general"
+    # of other stores the hub's token is no secret
+    assert [environment.secret(name) for name in ("mounted", "both", "empty", "absent")] == [
+        "from file",
+        "from variable",
+        None,
+        None,
+    ]
 
 
 def test_a_secret_that_cannot_be_read(tmp_path: Path) -> None:
@@ -55,8 +62,10 @@ def test_no_secrets_mount(tmp_path: Path) -> None:
 
 
 def test_secrets_are_not_shown() -> None:
-    shown = repr(load_environment({"HF_TOKEN": "hunter2", "TRUSS_SECRET_x": "hunter3"}))
-    assert "hunter" not in shown
+    variables = {"HF_TOKEN": "hunter2", "TRUSS_SECRET_x": "hunter3", "AZURE_STORAGE_CONNECTION_STRING": "hunter4"}
+    environment = load_environment(variables)
+    assert environment.azure_connection_string == "hunter4"
+    assert "hunter" not in repr(environment)
 
 
 @pytest.mark.parametrize(

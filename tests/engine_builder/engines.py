@@ -28,8 +28,8 @@ def config_for(
     **build: Any,
 ) -> Config:
     """A config.yaml in `folder` that builds from a checkpoint, loaded; `build` adds keys to trt_llm.build."""
-    revision = build.pop("revision", None)
-    checkpoint = {"source": source, "repo": str(repo), **({"revision": revision} if revision else {})}
+    optional = {"revision": build.pop("revision", None), "runtime_secret_name": build.pop("secret", None)}
+    checkpoint = {"source": source, "repo": str(repo), **{key: value for key, value in optional.items() if value}}
     raw = {
         "trt_llm": {
             "build": {"checkpoint_repository": checkpoint, "quantization_type": quantization, **build},

@@ -112,9 +112,8 @@ def test_max_seq_len_beyond_the_model(tiny_llama: TinyLlama, tmp_path: Path, env
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": "GCS", "repo": "bucket/path"}, "checkpoints from GCS cannot be fetched by this version: use HF"),
-        ({"source": "S3", "repo": "bucket/path"}, "checkpoints from S3"),
-        ({"source": "REMOTE_URL", "repo": "https://host/x.tar.gz"}, "checkpoints from REMOTE_URL"),
+        ({"source": "BASETEN_TRAINING", "repo": "job", "revision": "run"}, "checkpoints from BASETEN_TRAINING"),
+        ({"source": "S3", "repo": "bucket/path", "revision": "v2"}, "checkpoints from S3 have no revisions"),
         ({"tensor_parallel_count": 2}, "asks for 2 ranks"),
         ({"base_model": "encoder"}, "base_model is encoder"),
     ],

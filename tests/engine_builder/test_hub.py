@@ -14,7 +14,8 @@ from briton.config import Environment
 from briton.engine_dir import load_manifest
 from briton.errors import BuildError
 from briton_engine_builder import build_engine, find_cached_engine
-from briton_engine_builder.sources.hub import fetch_from_hub, needed_files
+from briton_engine_builder.sources.hub import fetch_from_hub
+from briton_engine_builder.sources.model_files import needed_files
 from tests.conftest import TinyLlama
 from tests.engine_builder.engines import config_for
 from tests.engine_builder.loopback import Reply, Request, serve
@@ -181,5 +182,7 @@ def test_needed_files() -> None:
     assert needed_files("a/b", ["weights.safetensors", "config.json"]) == ["weights.safetensors", "config.json"]
     with pytest.raises(BuildError, match=r"a/b has 2 \.gguf files and no safetensors"):
         needed_files("a/b", ["q4.gguf", "q8.gguf", "config.json"])
+    with pytest.raises(BuildError, match=r"a/b has \.safetensors weights and no config\.json"):
+        needed_files("a/b", ["model.safetensors"])
     with pytest.raises(BuildError, match=r"a/b has neither \.safetensors nor \.gguf weights"):
         needed_files("a/b", ["pytorch_model.bin", "config.json"])

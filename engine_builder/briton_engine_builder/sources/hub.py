@@ -13,9 +13,10 @@ from huggingface_hub import errors
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from briton.errors import BuildError
-from briton_engine_builder.hf_checkpoint import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES
-from briton_engine_builder.safetensors_reader import INDEX, SINGLE
+from briton_engine_builder.hf_checkpoint import CONFIG
+from briton_engine_builder.safetensors_reader import INDEX
 from briton_engine_builder.sources.fetched import FetchedCheckpoint
+from briton_engine_builder.sources.model_files import needed_files
 
 logger = logging.getLogger(__name__)
 
@@ -47,25 +48,6 @@ def fetch_from_hub(repo: str, revision: str | None, *, token: str | None, progre
     ggufs = sorted(snapshot.glob("*.gguf"))
     path = ggufs[0] if ggufs and not (snapshot / CONFIG).is_file() else snapshot
     return FetchedCheckpoint(path, f"HF {repo} {commit}", {"source": "HF", "repo": repo, "revision": commit})
-
-
-def needed_files(repo: str, files: list[str]) -> list[str]:
-    """Of a repository's files those that are read: no duplicates in other formats. BuildError without weights."""
-    weights = [name for name in files if "/" not in name and name.endswith(".safetensors")]
-    if INDEX in files:
-        weights = [INDEX, *(name for name in weights if name.startswith("model-"))]
-    elif SINGLE in files:
-        weights = [SINGLE]
-    if weights:
-        return [*weights, *(name for name in (CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES) if name in files)]
-    ggufs = [name for name in files if "/" not in name and name.endswith(".gguf")]
-    if len(ggufs) == 1:
-        return ggufs
-    if ggufs:
-        raise BuildError(
-            f"{repo} has {len(ggufs)} .gguf files and no safetensors: download one of them and use source LOCAL"
-        )
-    raise BuildError(f"{repo} has neither .safetensors nor .gguf weights")
 
 
 def _cached_snapshot(repo: str, revision: str | None) -> Path | None:
