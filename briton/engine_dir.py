@@ -19,6 +19,8 @@ Norms are F32 [hidden]. A matrix X is [out, in], stored as its dtype says:
                 GGUF's Q4_1 has)
 
 so that weight = (q - zero) * scale. A bias is `X.bias`, F32 [out].
+
+An engine of target "trtllm" has TensorRT-LLM's own files instead of weights: config.json, and rank0.engine and so on.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from briton.errors import BuildError
+from briton.types import LookaheadConfig
 
 MANIFEST = "engine.json"
 FORMAT_VERSION = 1
@@ -54,6 +57,23 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TrtllmBuild:
+    """What a TensorRT-LLM engine was built for: it runs nowhere else. Limits in tokens and sequences."""
+
+    library_version: str  # of tensorrt-llm
+    gpu_architecture: str  # "sm_90"
+    vocab_size_padded: int  # width of its logits
+    max_seq_len: int  # prompt and output; the engine has room for max_draft_len more
+    max_batch_size: int
+    max_num_tokens: int
+    max_draft_len: int = 0  # drafts in one step
+    lookahead: LookaheadConfig | None = None  # None: built without
+    paged_context_fmha: bool = True  # what chunked context needs
+    pipeline_parallel_size: int = 1
+    job: dict[str, Any] = field(default_factory=dict)  # all that the library's builder was told, in its own names
+
+
+@dataclass(frozen=True, slots=True)
 class EngineManifest:
     """The content of engine.json."""
 
@@ -66,7 +86,8 @@ class EngineManifest:
     stop_token_ids: tuple[int, ...]
     builder_version: str
     source: dict[str, str]  # checkpoint source, repo, revision
-    target: str = "local"
+    target: str = "local"  # or "trtllm"
+    trtllm: TrtllmBuild | None = None  # of target "trtllm"
     tensor_parallel_size: int = 1
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> {"size": bytes, "sha256": hex}
     format_version: int = FORMAT_VERSION
@@ -92,6 +113,7 @@ def load_manifest(directory: Path) -> EngineManifest:
     try:
         raw["model"] = ModelConfig(**raw["model"])
         raw["stop_token_ids"] = tuple(raw["stop_token_ids"])
+        raw["trtllm"] = _trtllm_build(raw.get("trtllm"))
         manifest = EngineManifest(**raw)
     except (KeyError, TypeError) as error:
         raise BuildError(f"{path} does not have the fields of an engine manifest: {error}") from None
@@ -100,6 +122,13 @@ def load_manifest(directory: Path) -> EngineManifest:
         if not file.is_file() or file.stat().st_size != entry["size"]:
             raise BuildError(f"{file} is missing or truncated: build the engine again")
     return manifest
+
+
+def _trtllm_build(raw: dict[str, Any] | None) -> TrtllmBuild | None:
+    if raw is None:
+        return None
+    sizes = raw.get("lookahead")
+    return TrtllmBuild(**{**raw, "lookahead": None if sizes is None else LookaheadConfig(**sizes)})
 
 
 def rank_file(rank: int) -> str:
