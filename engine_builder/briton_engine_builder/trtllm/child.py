@@ -21,10 +21,9 @@ from briton.child_process import ERROR_PREFIX, end_with_supervisor
 from briton.machine import LIBRARY
 from briton.trtllm.build_plan import BUILDER_MODULE
 from briton.trtllm.library_objects import make
-from briton_engine_builder.trtllm.job import OUTPUT, WORKSPACE, BuildJob, load_job
+from briton_engine_builder.trtllm.job import OUTPUT, PHASE, WORKSPACE, BuildJob, load_job
 from briton_engine_builder.trtllm.model_optimizer import quantize
 
-PHASE = "briton: phase "
 _MAX_ERROR = 500  # characters of the library's message: it likes to add stack traces
 
 

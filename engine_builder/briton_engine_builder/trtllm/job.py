@@ -12,6 +12,7 @@ from briton.trtllm.library_objects import Call, Member, plain
 from briton.trtllm.plan import TrtllmPlan
 
 OUTPUT, WORKSPACE = "output", "workspace"  # directories beside the job's file
+PHASE = "briton: phase "  # how a line of the child's begins that says what it is doing
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from briton.child_process import ChildProcess
 from briton.errors import BuildError
 from briton.trtllm.executor_plan import LaunchPlan
-from briton_engine_builder.trtllm.child import PHASE
+from briton_engine_builder.trtllm.job import PHASE
 
 logger = logging.getLogger(__name__)
 
