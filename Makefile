@@ -4,9 +4,11 @@ VENV := .venv
 PEERS := .peers/venv
 BIN := $(VENV)/bin
 CONFIG ?= examples/smollm2-135m-instruct/config.yaml
+GPU_PYTHON ?= python3
+GPU_MODEL ?= Qwen/Qwen2.5-0.5B-Instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help serve install dev test test-fast check format proto bench peers clean
+.PHONY: help serve install dev test test-fast test-gpu constraints check format proto bench peers clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +25,12 @@ test: dev ## everything, from a fresh machine to a green run
 
 test-fast: dev ## the tests that need no model
 	$(BIN)/python -m pytest -m "not slow"
+
+test-gpu: ## the real TensorRT-LLM on a machine with a GPU (GPU_PYTHON has it installed, GPU_MODEL is built), and a benchmark
+	$(GPU_PYTHON) -m tests.gpu.run --model $(GPU_MODEL)
+
+constraints: dev ## whether our dependencies go together with TensorRT-LLM's
+	$(BIN)/python -m pytest tests/test_constraints.py
 
 check: dev ## ruff, mypy --strict, generated files unchanged
 	$(BIN)/ruff check .

@@ -17,16 +17,17 @@ _STOP_TIMEOUT_S = 45.0
 class Serving:
     """A context: the served model inside, nothing left running outside."""
 
-    def __init__(self, config_path: Path) -> None:
+    def __init__(self, config_path: Path, *, start_timeout_s: float = _START_TIMEOUT_S) -> None:
+        self._start_timeout_s = start_timeout_s
         self.host = "127.0.0.1"
-        self.port, grpc_port = _free_ports(2)
+        self.port, grpc_port = free_ports(2)
         command = [sys.executable, "-m", "briton", "serve", "--config", str(config_path), "--host", self.host]
         self._process = subprocess.Popen(
             [*command, "--port", str(self.port), "--grpc-port", str(grpc_port)], stdout=subprocess.DEVNULL
         )
 
     def __enter__(self) -> Serving:
-        deadline = time.monotonic() + _START_TIMEOUT_S
+        deadline = time.monotonic() + self._start_timeout_s
         while not self._is_ready():
             code = self._process.poll()
             if code is not None or time.monotonic() > deadline:
@@ -56,7 +57,8 @@ class Serving:
             return False
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody listens on now."""
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))

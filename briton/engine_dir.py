@@ -74,6 +74,7 @@ class TrtllmBuild:
     lookahead: LookaheadConfig | None = None  # None: built without
     paged_context_fmha: bool = True  # what chunked context needs
     pipeline_parallel_size: int = 1
+    job: dict[str, Any] = field(default_factory=dict)  # all that the library's builder was told, in its own names
 
 
 def rank_file(rank: int) -> str:

@@ -23,6 +23,7 @@ class Machine:
     library_version: str | None  # of tensorrt_llm; None: not installed
     gpus: tuple[str, ...] = ()
     driver_error: str | None = None  # why there are no GPUs, in a few words
+    gpu_architectures: tuple[str, ...] = ()  # of each GPU, by compute capability: "sm_90"; "" where it is not told
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -45,13 +46,14 @@ def this_machine() -> Machine:
     except PackageNotFoundError:
         library = None
     try:
-        return Machine(library, _gpus())
+        gpus = _gpus()
+        return Machine(library, tuple(name for name, _ in gpus), None, tuple(architecture for _, architecture in gpus))
     except OSError as error:
         return Machine(library, driver_error=str(error))
 
 
-def _gpus() -> tuple[str, ...]:
-    """Names of the GPUs. OSError, with what is wrong as its text, without a driver that answers."""
+def _gpus() -> tuple[tuple[str, str], ...]:
+    """(name, architecture) of the GPUs. OSError, with what is wrong as its text, without a driver that answers."""
     try:
         nvml = ctypes.CDLL(_NVML)
     except OSError:
@@ -62,15 +64,17 @@ def _gpus() -> tuple[str, ...]:
         count = ctypes.c_uint()
         if (code := nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))) != _NVML_SUCCESS:
             raise OSError(f"NVIDIA's driver does not count its GPUs (nvmlDeviceGetCount: {code})")
-        return tuple(_name(nvml, index) for index in range(count.value))
+        return tuple(_describe(nvml, index) for index in range(count.value))
     finally:
         nvml.nvmlShutdown()
 
 
-def _name(nvml: ctypes.CDLL, index: int) -> str:
+def _describe(nvml: ctypes.CDLL, index: int) -> tuple[str, str]:
     device, name = ctypes.c_void_p(), ctypes.create_string_buffer(_NAME_BYTES)
     if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)) != _NVML_SUCCESS:
-        return f"GPU {index}"
-    if nvml.nvmlDeviceGetName(device, name, _NAME_BYTES) != _NVML_SUCCESS:
-        return f"GPU {index}"
-    return name.value.decode(errors="replace")
+        return f"GPU {index}", ""
+    named = nvml.nvmlDeviceGetName(device, name, _NAME_BYTES) == _NVML_SUCCESS
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    code = nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor))
+    architecture = f"sm_{major.value}{minor.value}" if code == _NVML_SUCCESS else ""
+    return name.value.decode(errors="replace") if named else f"GPU {index}", architecture

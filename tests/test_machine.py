@@ -93,6 +93,10 @@ class Nvml:
         name.value = self.names[device.value - 1]
         return 0
 
+    def nvmlDeviceGetCudaComputeCapability(self, device: Any, major: Any, minor: Any) -> int:
+        major._obj.value, minor._obj.value = (9, 0) if device.value == 1 else (8, 9)
+        return 0
+
     def nvmlShutdown(self) -> int:
         self.shut_down = True
         return 0
@@ -124,7 +128,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_machine_with_two_gpus(probe: Any) -> None:
     nvml = Nvml(names=(H100.encode(), b"NVIDIA L4"))
-    assert probe(nvml, "1.2.1") == Machine("1.2.1", (H100, "NVIDIA L4"))
+    assert probe(nvml, "1.2.1") == Machine("1.2.1", (H100, "NVIDIA L4"), None, ("sm_90", "sm_89"))
     assert nvml.shut_down
 
 

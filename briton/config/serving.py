@@ -61,15 +61,17 @@ def _is_local_only(config: Config) -> bool:
 
 
 def check_servable(config: Config) -> None:
-    """Raise Unsupported, naming the field, for a config that no executor of this version can serve."""
-    executor = choose_executor(config).name
+    """Raise Unsupported, naming the field, for a config that the executor of its choice cannot serve."""
+    if choose_executor(config).name == "trtllm":
+        _check_trtllm_servable(config)
+        return
     if config.is_encoder:
         raise Unsupported(
             f"base_model is {config.trt_llm.build.base_model} ({config.family}): "
             "the local executor serves decoder models only, no embedding, reranking or classification models",
             "trt_llm.build.base_model",
         )
-    if executor == "local" and config.world_size != config.tensor_parallel_size:
+    if config.world_size != config.tensor_parallel_size:
         raise Unsupported(
             f"trt_llm.build asks for {config.world_size} ranks, {config.tensor_parallel_size} of them for tensor "
             "parallelism: the local executor has no pipeline or sequence parallelism",
@@ -78,6 +80,35 @@ def check_servable(config: Config) -> None:
     if not config.has_checkpoint:
         raise Unsupported(
             "skip_build_result is set without a checkpoint_repository: the local executor has nothing to build from",
+            "trt_llm.build.checkpoint_repository",
+        )
+    _check_source(config.checkpoint)
+
+
+def _check_trtllm_servable(config: Config) -> None:
+    """What the plan says of a model comes on top of this, once its shapes are known."""
+    build = config.trt_llm.build
+    if config.is_encoder:
+        raise Unsupported(
+            f"base_model is {build.base_model} ({config.family}): only decoder models are served, no embedding, "
+            "reranking or classification models",
+            "trt_llm.build.base_model",
+        )
+    if build.lora_adapters:
+        raise Unsupported(
+            f"lora_adapters names {', '.join(build.lora_adapters)}: the TensorRT-LLM executor does not load adapters "
+            "yet; merge one into the checkpoint, or take lora_adapters out",
+            "trt_llm.build.lora_adapters",
+        )
+    if not config.has_checkpoint:
+        raise Unsupported(
+            "skip_build_result is set without a checkpoint_repository: there is nothing to build an engine from",
+            "trt_llm.build.checkpoint_repository",
+        )
+    if _is_local_only(config):
+        raise Unsupported(
+            f"checkpoint {config.checkpoint.repo}: TensorRT-LLM does not build from GGUF files or PyPI packages; "
+            "use executor local",
             "trt_llm.build.checkpoint_repository",
         )
     _check_source(config.checkpoint)

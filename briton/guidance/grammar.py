@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 _MATCHER_BYTES = 1 << 20
 _BYTES_PER_CHARACTER = 64
 _NUM_PROBED = 4  # tokens
+# TensorRT-LLM 1.2.1 pins llguidance 0.7.29, which repeats a whitespace pattern freely; models then loop on it.
+WHITESPACE_IS_BOUNDED = tuple(int(part) for part in version("llguidance").split(".")[:2]) >= (1, 8)
 _MAX_LEXER_STATES = 50_000  # 1-2 KB each, shared by all requests of one schema
 
 
@@ -69,12 +72,7 @@ class GrammarCompiler:
         return guide
 
     def _grammar(self, schema: dict[str, Any]) -> str:
-        options = {
-            "whitespace_pattern": self._limits.whitespace_pattern,
-            "whitespace_flexible": True,
-            "coerce_one_of": False,
-            "lenient": False,
-        }
+        options = {**_whitespace(self._limits.whitespace_pattern), "coerce_one_of": False, "lenient": False}
         try:
             grammar: str = LLMatcher.grammar_from_json_schema(json.dumps(schema, ensure_ascii=False), overrides=options)
         except ValueError as error:
@@ -97,6 +95,14 @@ class GrammarCompiler:
                 f"{SCHEMA_FIELD}: the schema at {shown(found.pointer)} is not supported: {message}", SCHEMA_FIELD
             )
         return unsupported_keyword(found.keyword, found.pointer, message)
+
+
+def _whitespace(pattern: str) -> dict[str, Any]:
+    """Options that keep whitespace between tokens within bounds. A release that would repeat the pattern without end
+    gets JSON without any."""
+    if WHITESPACE_IS_BOUNDED:
+        return {"whitespace_flexible": True, "whitespace_pattern": pattern}
+    return {"whitespace_flexible": False}
 
 
 class _Refused(Exception):

@@ -21,5 +21,5 @@ class GuideLimits:
     cache_bytes: int = 512 << 20  # of all cached guides
     cache_entries: int = 1_024  # guides and remembered failures
     failure_ttl_s: float = 60.0  # a failure is answered from the cache for this long
-    # Between JSON tokens, once a place: models loop on unbounded space. llguidance before 1.8 repeats it freely.
+    # Between JSON tokens, once a place: models loop on unbounded space. With llguidance before 1.8: none.
     whitespace_pattern: str = r"[\x20\x0A]{1,4}"

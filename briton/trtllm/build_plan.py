@@ -19,7 +19,6 @@ from briton.trtllm.quantization import QuantizationPlan
 
 BUILDER_MODULE = "tensorrt_llm._tensorrt_engine"  # where LLM is
 _SPECULATIVE_MODE_MODULE = "tensorrt_llm.models.modeling_utils"
-_KV_CACHE_TYPE_MODULE = "tensorrt_llm.bindings"
 _LORA_MODULE = "tensorrt_llm.lora_helper"
 _PLUGIN_MODULE = "tensorrt_llm.plugin"
 # The one dataset name that the library itself loads (any path with this word in it, name "3.0.0", column "article").
@@ -158,7 +157,6 @@ def _build_config(
         "max_beam_width": build.max_beam_width,
         "max_num_tokens": features.max_num_tokens,
         "max_prompt_embedding_table_size": build.max_prompt_embedding_table_size,
-        "kv_cache_type": Member("KVCacheType", "PAGED", _KV_CACHE_TYPE_MODULE),
         "gather_context_logits": build.gather_all_token_logits,
         "gather_generation_logits": build.gather_all_token_logits,
         "strongly_typed": True,
@@ -191,7 +189,7 @@ def _plugins(
         "lora_plugin": "auto" if config.trt_llm.build.lora_adapters else None,
         "weight_only_quant_matmul_plugin": "auto" if algorithm in ("W8A16", "W4A16") else None,
         "context_fmha": True,
-        "paged_kv_cache": True,
+        "paged_kv_cache": True,  # kv_cache_type follows it; its enum has moved within the 1.2 series
         "remove_input_padding": True,
         "tokens_per_block": TOKENS_PER_BLOCK,
         "use_paged_context_fmha": features.use_paged_context_fmha,

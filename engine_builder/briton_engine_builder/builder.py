@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +14,12 @@ from typing import Any
 from briton import __version__
 from briton.config import Config, Environment
 from briton.config.local_target import LocalTarget, local_target
-from briton.config.serving import check_servable
+from briton.config.serving import check_servable, choose_executor
 from briton.engine_dir import FORMAT_VERSION, EngineManifest, ModelConfig, load_manifest
 from briton.errors import BuildError, ConfigError
 from briton.generation_config import GENERATION_CONFIG
 from briton.sharding import shard_model
-from briton_engine_builder.cache import EngineCache
+from briton_engine_builder.cache import EngineCache, readable_name
 from briton_engine_builder.checkpoint import Checkpoint
 from briton_engine_builder.convert import num_weights, write_weights
 from briton_engine_builder.gguf_checkpoint import GGUFCheckpoint
@@ -29,6 +28,7 @@ from briton_engine_builder.hf_checkpoint import TOKENIZER, HFCheckpoint
 from briton_engine_builder.llama import check_model
 from briton_engine_builder.progress import ProgressBar
 from briton_engine_builder.sources import FetchedCheckpoint, Fetcher
+from briton_engine_builder.trtllm import build_trtllm_engine, find_trtllm_engine
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +36,15 @@ BUILDER_VERSION = f"{__version__}+1"  # the number after + changes when the same
 
 
 def build_engine(config: Config, environment: Environment, *, progress: bool = True) -> Path:
-    """The engine directory of a config: the cached one, or one built now.
+    """The engine directory of a config, for the executor that is chosen: the cached one, or one built now.
 
     Raises ConfigError for a limit that the model cannot meet, Unsupported for a model or source that the local executor
     has not got, BuildError for a checkpoint that cannot be fetched, read or converted, and for a disk that is full.
     """
+    check_servable(config)
     with _file_errors(config):
+        if choose_executor(config).name == "trtllm":
+            return build_trtllm_engine(config, environment, progress=progress)
         return find_cached_engine(config, environment) or _fetch_and_build(config, environment, progress)
 
 
@@ -53,6 +56,8 @@ def find_cached_engine(config: Config, environment: Environment) -> Path | None:
     check_servable(config)
     cache_dir = _cache_dir(config, environment)
     with _file_errors(config):
+        if choose_executor(config).name == "trtllm":
+            return find_trtllm_engine(config, environment)
         fetched = Fetcher(config, environment, cache_dir).remembered()
         if fetched is None:
             return None
@@ -92,8 +97,7 @@ def engine_key(config: Config, target: LocalTarget, fetched: FetchedCheckpoint) 
         "format_version": FORMAT_VERSION,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", config.checkpoint.name).strip("-.")[:60]
-    return f"{name or 'model'}-{digest}"
+    return f"{readable_name(config.checkpoint.name)}-{digest}"
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

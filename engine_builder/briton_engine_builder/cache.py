@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,11 @@ from briton.errors import BuildError
 logger = logging.getLogger(__name__)
 
 _BUILDING = ".building"
+
+
+def readable_name(name: str) -> str:
+    """A checkpoint's name as the first part of a directory's."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "model"
 
 
 class EngineCache:

@@ -14,6 +14,7 @@ from briton_engine_builder.safetensors_reader import read_safetensors_directory
 from briton_engine_builder.tensor import Tensor
 
 CONFIG = "config.json"
+QUANT_CONFIG = "hf_quant_config.json"  # of a checkpoint that NVIDIA's Model Optimizer has quantized
 TOKENIZER = "tokenizer.json"
 TOKENIZER_FILES = (
     TOKENIZER,
@@ -61,11 +62,16 @@ class HFCheckpoint:
 
     def write_tokenizer(self, directory: Path) -> None:
         """Copy the tokenizer's files."""
-        if not (self.path / TOKENIZER).is_file():
-            raise BuildError(f"{self.path} has no {TOKENIZER}: only fast tokenizers are supported")
-        for name in TOKENIZER_FILES:
-            if (self.path / name).is_file():
-                shutil.copyfile(self.path / name, directory / name)
+        copy_tokenizer(self.path, directory)
+
+
+def copy_tokenizer(checkpoint: Path, directory: Path) -> None:
+    """Copy tokenizer.json and what belongs to it from a checkpoint directory. Raises BuildError where there is none."""
+    if not (checkpoint / TOKENIZER).is_file():
+        raise BuildError(f"{checkpoint} has no {TOKENIZER}: only fast tokenizers are supported")
+    for name in TOKENIZER_FILES:
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, directory / name)
 
 
 def read_json(path: Path) -> dict[str, Any]:

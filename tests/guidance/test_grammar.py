@@ -8,6 +8,7 @@ import random
 import jsonschema
 import pytest
 
+from briton.guidance.grammar import WHITESPACE_IS_BOUNDED
 from briton.guidance.guide import GuideSpec
 from tests.guidance.walks import random_walk
 
@@ -121,8 +122,11 @@ async def test_compact_and_pretty_json_are_let_through(compiler, vocabulary, nam
         "union": {"shape": {"kind": "square", "side": 4}},
         "strings": {"date": "2024-02-29", "id": "ab-12", "some": None},
     }
+    separators = None if WHITESPACE_IS_BOUNDED else (",", ":")
+    if indent and separators:
+        pytest.skip("llguidance before 1.8: JSON without whitespace")
     guide = await compiler.compile(GuideSpec("json_schema", json.dumps(SCHEMAS[name])))
-    text = json.dumps(instances[name], indent=indent, ensure_ascii=False)
+    text = json.dumps(instances[name], indent=indent, separators=separators, ensure_ascii=False)
     if indent and name in ("recursive", "union"):
         text = text.replace("    ", "  ")  # an indent is at most 4 characters of whitespace, the newline included
     assert guide.advance(vocabulary.tokens_of(text))
@@ -133,7 +137,7 @@ async def test_whitespace_is_bounded(compiler, vocabulary):
     """Models loop on whitespace when it is free."""
     for spec in (GuideSpec("json_schema", json.dumps(SCHEMAS["flat"])), GuideSpec("json_object")):
         guide = await compiler.compile(spec)
-        assert guide.advance(vocabulary.tokens_of("{\n   "))
+        assert guide.advance(vocabulary.tokens_of("{\n   " if WHITESPACE_IS_BOUNDED else "{"))
         assert not guide.advance(vocabulary.tokens_of(" "))
         assert not guide.advance(vocabulary.tokens_of("\t"))
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from briton.trtllm.library_objects import EXECUTOR, Call, Member, parts
 from tests.trtllm.stand_in.api import TABLE
 
+# Classes outside the executor's module that engines are built with, read off the library's public code.
+BUILDER: dict[str, Any] = json.loads(
+    Path(__file__).with_name("tensorrt_llm_builder_api.json").read_text(encoding="utf-8")
+)
 STATIC = {f"{name}.{method}" for name, methods in TABLE["static_methods"].items() for method in methods}
 
 

@@ -9,45 +9,9 @@ import pytest
 
 from briton.trtllm.library_objects import EXECUTOR, LLM_API, Call, Given, Member, make, parts, plain
 from tests.config.conftest import V2
-from tests.trtllm.api_table import TABLE, unknown_names
+from tests.trtllm.api_table import BUILDER, TABLE, unknown_names
 from tests.trtllm.conftest import MakePlan, shapes
 
-# Fields of release 1.2's classes outside the executor's module, read off its public code.
-BUILD_CONFIG = {
-    *("max_input_len", "max_seq_len", "opt_batch_size", "max_batch_size", "max_beam_width", "max_num_tokens"),
-    *("opt_num_tokens", "max_prompt_embedding_table_size", "kv_cache_type", "gather_context_logits"),
-    *("gather_generation_logits", "strongly_typed", "force_num_profiles", "profiling_verbosity"),
-    *("enable_debug_output", "max_draft_len", "speculative_decoding_mode", "use_refit", "input_timing_cache"),
-    *("output_timing_cache", "lora_config", "weight_sparsity", "weight_streaming", "plugin_config", "use_strip_plan"),
-    *("max_encoder_input_len", "dry_run", "visualize_network", "monitor_memory", "use_mrope"),
-}
-PLUGIN_CONFIG = {
-    *("dtype", "bert_attention_plugin", "gpt_attention_plugin", "gemm_plugin", "gemm_swiglu_plugin", "nccl_plugin"),
-    *("fp8_rowwise_gemm_plugin", "qserve_gemm_plugin", "identity_plugin", "lora_plugin", "dora_plugin", "moe_plugin"),
-    *("weight_only_groupwise_quant_matmul_plugin", "weight_only_quant_matmul_plugin", "smooth_quant_plugins"),
-    *("context_fmha", "paged_kv_cache", "remove_input_padding", "norm_quant_fusion", "reduce_fusion", "user_buffer"),
-    *("tokens_per_block", "use_paged_context_fmha", "use_fp8_context_fmha", "fuse_fp4_quant", "multiple_profiles"),
-    *("paged_state", "streamingllm", "manage_weights", "use_fused_mlp", "pp_reduce_scatter"),
-}
-FIELDS = {
-    "BuildConfig": BUILD_CONFIG,
-    "PluginConfig": PLUGIN_CONFIG,
-    "QuantConfig": {
-        *("quant_algo", "kv_cache_quant_algo", "group_size", "smoothquant_val", "clamp_val", "use_meta_recipe"),
-        *("has_zero_point", "pre_quant_scale", "exclude_modules"),
-    },
-    "CalibConfig": {
-        *("device", "calib_dataset", "calib_batches", "calib_batch_size", "calib_max_seq_length", "random_seed"),
-        "tokenizer_max_seq_length",
-    },
-    "LookaheadDecodingConfig": {"max_window_size", "max_ngram_size", "max_verification_set_size"},
-    "LoraConfig": {"lora_dir", "lora_ckpt_source", "max_lora_rank", "lora_target_modules"},
-}
-MEMBERS = {
-    "QuantAlgo": {"W8A16", "W4A16", "W8A8_SQ_PER_CHANNEL", "FP8", "INT8", "NVFP4"},
-    "SpeculativeDecodingMode": {"NONE", "LOOKAHEAD_DECODING"},
-    "KVCacheType": {"PAGED"},
-}
 TYPES = (
     *("no_quant", "weights_int8", "weights_kv_int8", "weights_int4", "weights_int4_kv_int8", "smooth_quant"),
     *("fp8", "fp8_kv", "fp4", "fp4_kv", "fp4_mlp_only"),
@@ -138,6 +102,10 @@ def _check(plan: Any) -> None:
             if part.module == EXECUTOR:
                 continue
             if isinstance(part, Member):
-                assert part.name in MEMBERS[part.enum]
-            else:
-                assert set(part.arguments) <= FIELDS[part.name]
+                assert part.module == BUILDER["enums"][part.enum]["module"]
+                assert part.name in BUILDER["enums"][part.enum]["members"]
+                continue
+            known = BUILDER["classes"][part.name]
+            assert part.module == known["module"]
+            assert set(part.arguments) <= {parameter["name"] for parameter in known["parameters"]}
+    assert set(plan.build.llm_arguments) <= {parameter["name"] for parameter in BUILDER["classes"]["LLM"]["parameters"]}

@@ -20,6 +20,8 @@ from briton_engine_builder.sources.model_files import needed_files
 
 logger = logging.getLogger(__name__)
 
+_ATTEMPTS = 5  # at a download that breaks in the middle
+
 
 def fetch_from_hub(repo: str, revision: str | None, *, token: str | None, progress: bool) -> FetchedCheckpoint:
     """The files of a repository that an engine is built from; `revision` is a branch, tag or commit. Raises BuildError.
@@ -42,12 +44,24 @@ def fetch_from_hub(repo: str, revision: str | None, *, token: str | None, progre
             needed = needed_files(repo, [sibling.rfilename for sibling in info.siblings or []])
             logger.info("fetching %s at %s from the Hugging Face hub", repo, (info.sha or "")[:12])
             # by the name it was asked for, which the hub's cache then knows without network
-            folder = huggingface_hub.snapshot_download(repo, revision=revision, token=token, allow_patterns=needed)
-            snapshot = Path(folder)
+            snapshot = _download(repo, revision, token, needed)
     commit = snapshot.name
     ggufs = sorted(snapshot.glob("*.gguf"))
     path = ggufs[0] if ggufs and not (snapshot / CONFIG).is_file() else snapshot
     return FetchedCheckpoint(path, f"HF {repo} {commit}", {"source": "HF", "repo": repo, "revision": commit})
+
+
+def _download(repo: str, revision: str | None, token: str | None, needed: list[str]) -> Path:
+    """The snapshot. Releases of huggingface_hub before 1.0 give up on a connection that breaks in the middle of a file;
+    called again, they go on there."""
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            return Path(huggingface_hub.snapshot_download(repo, revision=revision, token=token, allow_patterns=needed))
+        except Exception as error:  # requests' error, which newer releases do not have
+            if type(error).__name__ != "ChunkedEncodingError" or not left:
+                raise
+            logger.warning("the download of %s broke off: going on", repo)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _cached_snapshot(repo: str, revision: str | None) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from briton.errors import BuildError
 from briton.generation_config import GENERATION_CONFIG
-from briton_engine_builder.hf_checkpoint import CONFIG, TOKENIZER_FILES
+from briton_engine_builder.hf_checkpoint import CONFIG, QUANT_CONFIG, TOKENIZER_FILES
 from briton_engine_builder.safetensors_reader import INDEX, SINGLE
 
 
@@ -21,7 +21,10 @@ def needed_files(repo: str, files: list[str]) -> list[str]:
     if weights:
         if CONFIG not in files:
             raise BuildError(f"{repo} has .safetensors weights and no {CONFIG}")
-        return [*weights, *(name for name in (CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES) if name in files)]
+        return [
+            *weights,
+            *(name for name in (CONFIG, QUANT_CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES) if name in files),
+        ]
     ggufs = [name for name in files if "/" not in name and name.endswith(".gguf")]
     if len(ggufs) == 1:
         return ggufs

@@ -1,0 +1,53 @@
+# syntax=docker/dockerfile:1
+# Two targets: `gpu` on NVIDIA's public TensorRT-LLM image, `cpu` for machines without a GPU.
+#
+#   docker build --target cpu -t briton:cpu . && docker run --rm -p 8000:8000 -v briton-cache:/cache briton:cpu
+#   docker build --target gpu -t briton:gpu . && docker run --rm --gpus all --shm-size 1g --ulimit memlock=-1 \
+#       -p 8000:8000 -v briton-cache:/cache -v "$PWD/config.yaml:/config/config.yaml:ro" briton:gpu
+#
+# Checkpoints and engines are kept in /cache. The gateway listens on 8000, the engine's gRPC on 50051 when --host says so.
+# Neither target has been built where this is tested, which has no container engine; the GPU target has not run at all.
+
+FROM python:3.12-slim AS cpu
+
+ENV PYTHONUNBUFFERED=1 BRITON_CACHE_DIR=/cache
+WORKDIR /opt/briton
+COPY pyproject.toml README.md LICENSE ./
+COPY briton briton
+COPY server server
+COPY engine_builder engine_builder
+COPY examples examples
+RUN pip install --no-cache-dir '.[s3,gcs,azure]' \
+    && useradd --system --uid 10001 --create-home briton \
+    && install -d -o briton -g briton /cache
+USER briton
+VOLUME /cache
+EXPOSE 8000 50051
+# Building an engine comes first, and takes its time.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=15m --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+ENTRYPOINT ["briton"]
+CMD ["serve", "--config", "/opt/briton/examples/smollm2-135m-instruct/config.yaml", "--host", "0.0.0.0"]
+
+
+FROM nvcr.io/nvidia/tensorrt-llm/release:1.2.1 AS gpu
+
+ENV PYTHONUNBUFFERED=1 BRITON_CACHE_DIR=/cache
+WORKDIR /opt/briton
+COPY pyproject.toml README.md LICENSE ./
+COPY constraints constraints
+COPY briton briton
+COPY server server
+COPY engine_builder engine_builder
+# What the library was built with stays: the constraints are its own requirements.
+RUN pip install --no-cache-dir -c constraints/tensorrt-llm-1.2.1.txt '.[s3,gcs,azure]' \
+    && useradd --system --uid 10001 --create-home briton \
+    && install -d -o briton -g briton /cache
+USER briton
+VOLUME /cache
+EXPOSE 8000 50051
+# An engine of a large model is built for hours, once.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=4h --retries=3 \
+    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+ENTRYPOINT ["briton"]
+CMD ["serve", "--config", "/config/config.yaml", "--host", "0.0.0.0"]

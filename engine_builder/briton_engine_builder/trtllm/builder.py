@@ -1,0 +1,207 @@
+"""Config in, engine directory of target "trtllm" out: the plan, the cache, the child process, the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from briton import __version__
+from briton.config import CheckpointSource, Config, Environment
+from briton.engine_dir import FORMAT_VERSION, EngineManifest, TrtllmBuild
+from briton.errors import BuildError, ConfigError
+from briton.generation_config import GENERATION_CONFIG
+from briton.machine import Machine, this_machine
+from briton.trtllm.gpus import Gpu
+from briton.trtllm.plan import TrtllmPlan, gpu_of, plan_of
+from briton.trtllm.quantization import check_gpu
+from briton_engine_builder.cache import EngineCache, readable_name
+from briton_engine_builder.hashing import sha256_of
+from briton_engine_builder.hf_checkpoint import CONFIG, TOKENIZER, copy_tokenizer, read_json
+from briton_engine_builder.hf_config import eos_token_ids
+from briton_engine_builder.sources import FetchedCheckpoint, Fetcher
+from briton_engine_builder.sources.shapes import fetch_shapes
+from briton_engine_builder.trtllm.calibration import with_calibration_data
+from briton_engine_builder.trtllm.engine_files import SavedEngine, take_engine
+from briton_engine_builder.trtllm.job import OUTPUT, BuildJob, job_of
+from briton_engine_builder.trtllm.process import child_command, run_child
+from briton_engine_builder.trtllm.shapes_index import ShapesIndex
+
+logger = logging.getLogger(__name__)
+
+TARGET = "trtllm"
+BUILDER_VERSION = f"{__version__}+1"  # the number after + changes when the same plan gives another engine
+_CHILD_DIRECTORY = ".child"  # in the new engine directory, on the same disk, and gone with it
+_SHORT_DTYPES = {"bfloat16": "bf16", "float16": "f16"}
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedEngine:
+    """An engine that may be in the cache: all that its key depends on."""
+
+    fetched: FetchedCheckpoint
+    plan: TrtllmPlan
+    job: BuildJob
+    key: str
+
+
+def find_trtllm_engine(config: Config, environment: Environment, machine: Machine | None = None) -> Path | None:
+    """The engine directory that `build_trtllm_engine` would return at once, without network and without the library."""
+    cache_dir = _cache_dir(config, environment)
+    fetched = Fetcher(config, environment, cache_dir).remembered()
+    if fetched is None:
+        return None
+    planned = _planned(config, fetched, ShapesIndex(cache_dir), machine or this_machine())
+    return None if planned is None else EngineCache(cache_dir).find(planned.key)
+
+
+def build_trtllm_engine(
+    config: Config, environment: Environment, *, progress: bool = True, machine: Machine | None = None
+) -> Path:
+    """The engine directory of a config for this machine's GPUs: the cached one, or one built now.
+
+    Raises ConfigError for what the plan refuses, before weights are fetched; BuildError where the checkpoint cannot be
+    had, or the library's builder fails, of which nothing is left.
+    """
+    machine = machine or this_machine()
+    found = find_trtllm_engine(config, environment, machine)
+    if found is not None:
+        return found
+    cache_dir = _cache_dir(config, environment)
+    checkpoint, cache, index = config.checkpoint, EngineCache(cache_dir), ShapesIndex(cache_dir)
+    if checkpoint.source is CheckpointSource.HF:
+        token = environment.hf_token_for(checkpoint.runtime_secret_name)
+        _plan(config, fetch_shapes(checkpoint.repo, checkpoint.revision, token=token), machine)
+    fetched = Fetcher(config, environment, cache_dir).fetch(progress=progress)
+    planned = _planned(config, fetched, index, machine)
+    if planned is None:
+        raise BuildError(f"{fetched.path} has no {CONFIG}: TensorRT-LLM builds from directories with safetensors")
+    index.remember(fetched, planned.plan.shapes)
+    with cache.lock(planned.key):
+        found = cache.find(planned.key)  # somebody else may have built it meanwhile
+        if found is not None:
+            return found
+        started = time.monotonic()
+        with cache.new_directory(planned.key) as directory:
+            _write_engine(config, environment, planned, directory, progress)
+    built = cache.directory / planned.key
+    logger.info("built the engine in %.1f s: %s", time.monotonic() - started, built)
+    return built
+
+
+def _plan(config: Config, shapes: Any, machine: Machine) -> TrtllmPlan:
+    """The plan, and whether this machine's GPUs are up to it. Raises ConfigError."""
+    plan = plan_of(config, shapes, gpu_of(config))
+    needed = max(plan.build.builder_gpus, plan.build.parallelism.world_size)
+    if needed > len(machine.gpus):
+        raise ConfigError(
+            f"the engine is built on {needed} GPUs ({plan.build.parallelism.world_size} ranks, num_builder_gpus "
+            f"{config.trt_llm.build.num_builder_gpus}); this machine has {len(machine.gpus)}",
+            "trt_llm.build.num_builder_gpus",
+        )
+    name, architecture = machine.gpus[0], _architecture(machine)
+    planned_for = gpu_of(config)
+    major, minor = int(architecture[3:-1]), int(architecture[-1])
+    check_gpu(plan.quantization, Gpu(name, 0, (major, minor), 0.0))
+    if planned_for is not None and planned_for.compute_capability != (major, minor):
+        logger.warning(
+            "resources.accelerator is %s, of compute capability %s; the engine is built for this machine's %s (%s), "
+            "and runs on its kind alone",
+            planned_for.name,
+            planned_for.capability,
+            name,
+            architecture,
+        )
+    return plan
+
+
+def _architecture(machine: Machine) -> str:
+    """Of the GPUs, which have to be alike. Raises ConfigError."""
+    kinds = set(machine.gpu_architectures)
+    if len(kinds) != 1 or "" in kinds:
+        told = ", ".join(f"{g} ({a})" for g, a in zip(machine.gpus, machine.gpu_architectures, strict=False))
+        raise ConfigError(f"an engine needs GPUs of one architecture; this machine has {told}", "briton.executor")
+    return kinds.pop()
+
+
+def _planned(config: Config, fetched: FetchedCheckpoint, index: ShapesIndex, machine: Machine) -> PlannedEngine | None:
+    shapes = index.look_up(fetched)
+    if shapes is None:
+        return None
+    plan = _plan(config, shapes, machine)
+    job = job_of(plan, fetched.path, machine.library_version or "", _architecture(machine))
+    content = {
+        "identity": fetched.identity,
+        "job": job.described(),
+        "builder_version": BUILDER_VERSION,
+        "format_version": FORMAT_VERSION,
+        "target": TARGET,
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
+    return PlannedEngine(fetched, plan, job, f"{readable_name(config.checkpoint.name)}-{TARGET}-{digest}")
+
+
+def _write_engine(
+    config: Config, environment: Environment, planned: PlannedEngine, directory: Path, progress: bool
+) -> None:
+    checkpoint, plan = planned.fetched.path, planned.plan
+    copy_tokenizer(checkpoint, directory)  # first, since it may fail, and quickly
+    generation = read_json(checkpoint / GENERATION_CONFIG) if (checkpoint / GENERATION_CONFIG).is_file() else None
+    stop_ids = eos_token_ids(checkpoint, read_json(checkpoint / CONFIG), generation)
+    job = with_calibration_data(planned.job, plan.calibration, environment)
+    child_directory = directory / _CHILD_DIRECTORY
+    child_directory.mkdir()
+    run_child(child_command(job.save(child_directory), job.world_size, plan.launch), progress=progress)
+    saved = take_engine(child_directory / OUTPUT, directory, plan, job.library_version)
+    shutil.rmtree(child_directory)
+    if generation:
+        (directory / GENERATION_CONFIG).write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    if not stop_ids:
+        logger.warning("%s names no end-of-sequence token: only max_tokens and stop strings end a request", checkpoint)
+    _manifest(config, planned, saved, stop_ids, directory).save(directory)
+
+
+def _manifest(
+    config: Config, planned: PlannedEngine, saved: SavedEngine, stop_ids: tuple[int, ...], directory: Path
+) -> EngineManifest:
+    plan, quantization, features = planned.plan, planned.plan.quantization, planned.plan.features
+    dtype = _SHORT_DTYPES.get(plan.shapes.dtype, plan.shapes.dtype)
+    files: dict[str, dict[str, Any]] = {
+        file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(directory.iterdir())
+    }
+    return EngineManifest(
+        model_name=config.checkpoint.name,
+        model=plan.shapes,
+        quantization_type=str(config.quantization_type),
+        weights_dtype=(quantization.quant_algo or dtype).lower(),
+        kv_cache_dtype=(quantization.kv_cache_quant_algo or dtype).lower(),
+        tokenizer_hash=files[TOKENIZER]["sha256"],
+        stop_token_ids=stop_ids,
+        builder_version=BUILDER_VERSION,
+        source=planned.fetched.source,
+        target=TARGET,
+        trtllm=TrtllmBuild(
+            library_version=planned.job.library_version,
+            gpu_architecture=planned.job.gpu_architecture,
+            vocab_size_padded=saved.vocab_size_padded,
+            max_seq_len=features.max_seq_len,
+            max_batch_size=features.max_batch_size,
+            max_num_tokens=features.max_num_tokens,
+            max_draft_len=features.max_draft_len,
+            lookahead=features.lookahead,
+            paged_context_fmha=features.use_paged_context_fmha,
+            pipeline_parallel_size=plan.build.parallelism.pipeline,
+            job={**planned.job.described(), "checkpoint_identity": planned.fetched.identity},
+        ),
+        tensor_parallel_size=plan.build.parallelism.tensor,
+        files=files,
+    )
+
+
+def _cache_dir(config: Config, environment: Environment) -> Path:
+    return config.briton.cache_dir or environment.cache_dir

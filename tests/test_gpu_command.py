@@ -1,0 +1,51 @@
+"""`make test-gpu` on a machine without a GPU says what is missing, and fails; with one it says what it runs on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from briton import machine
+from briton.machine import Machine, this_machine
+from tests.gpu import run
+
+ROOT = Path(__file__).parents[1]
+HERE = this_machine()
+
+
+@pytest.mark.skipif(not HERE.missing, reason="this machine has all that TensorRT-LLM needs")
+@pytest.mark.parametrize(
+    "command", [["-m", "tests.gpu.run"], ["benchmarks/bench_trtllm.py"], ["-m", "pytest", "-q", "tests/gpu"]]
+)
+def test_it_is_not_skipped(command: list[str]) -> None:
+    ended = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1
+    lines = [line for line in (ended.stdout + ended.stderr).splitlines() if line.strip()]
+    assert HERE.missing[0] in lines[-1]
+    assert len(lines) == 1 or command[1] == "pytest"  # which says it twice
+
+
+def test_it_says_what_it_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    for count, ranks in ((1, "NOT two ranks, for want of a second GPU"), (2, "lookahead, two ranks")):
+        here = Machine("1.2.1", ("NVIDIA L4",) * count, None, ("sm_89",) * count)
+        monkeypatch.setattr(machine, "this_machine", lambda here=here: here)
+        told = run.describe("acme/tiny")
+        assert "NVIDIA L4 (sm_89)" in told
+        assert "tensorrt_llm 1.2.1" in told
+        assert "model acme/tiny" in told
+        assert ranks in told
+
+
+def test_packages_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "NEEDED", ("no_such_package",))
+    assert "lacks no_such_package (pip install -c constraints/tensorrt-llm-1.2.1.txt" in run.missing_here()[-1]
+
+
+def test_the_other_tests_do_not_collect_it() -> None:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests", "--ignore-glob=*/tests/[a-fh-z]*"]
+    collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "tests/guidance/" in collected.stdout
+    assert "tests/gpu/" not in collected.stdout
