@@ -50,7 +50,7 @@ async def test_guided_answers_in_one_batch(served: tuple[Executor, Tokenizer, Gu
     specs = [
         GuideSpec("json_schema", json.dumps(SCHEMA)),
         GuideSpec("regex", r"[0-9]{4}-[0-9]{2}-[0-9]{2}"),
-        GuideSpec("choice", json.dumps(["yes", "no"])),
+        GuideSpec("choice", choices=("yes", "no")),
     ] * 4
     runner, prompt = RequestRunner(executor), tokenizer.encode("Describe the city of Paris:")
     free = runner.run(prompt, max_tokens=32).tokens()
@@ -64,7 +64,7 @@ async def test_guided_answers_in_one_batch(served: tuple[Executor, Tokenizer, Gu
         if spec.kind == "json_schema":
             jsonschema.validate(json.loads(text), SCHEMA)
         elif spec.kind == "regex":
-            assert re.fullmatch(spec.value, text)
+            assert re.fullmatch(spec.text, text)
         else:
             assert text in ("yes", "no")
     assert len(beside.tokens()) == len(free)
@@ -74,7 +74,7 @@ async def test_a_guide_and_a_long_prompt(served: tuple[Executor, Tokenizer, Guid
     """A prompt of several chunks: the processor is called again for each."""
     executor, tokenizer, compiler = served
     prompt = (tokenizer.encode("The city of Paris is a capital. ") * 200)[:900]
-    guide = await compiler.compile(GuideSpec("choice", json.dumps(["yes", "no"])))
+    guide = await compiler.compile(GuideSpec("choice", choices=("yes", "no")))
     result = RequestRunner(executor).run(prompt, guide=guide, max_tokens=20)
     text = tokenizer.decode([token for token in result.tokens() if token != result.final.stop_token_id])
     assert text in ("yes", "no")
