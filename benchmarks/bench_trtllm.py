@@ -13,6 +13,7 @@ import argparse
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from statistics import median
 import numpy as np
 import yaml
 from chat_workload import ChatWorkload
-from serving import Serving, free_ports
+from serving import Serving
 from stream_client import Stream, chat
 
 from briton.config import load_config, load_environment
@@ -43,7 +44,7 @@ class TrtllmServe:
     """The library's server as a process, on the engine of ours. A context."""
 
     def __init__(self, engine_dir: Path) -> None:
-        self.host, (self.port,) = "127.0.0.1", free_ports(1)
+        self.host, self.port = "127.0.0.1", _free_port()
         options = [
             "--backend",
             "tensorrt",
@@ -114,7 +115,7 @@ def main() -> None:
     engine_dir = build_engine(config, environment)
     workload = ChatWorkload(engine_dir, config.served_model_name)
     print(f"{len(here.gpus)} x {here.gpus[0]}, tensorrt_llm {here.library_version}, {arguments.model}", flush=True)
-    with Serving(config_path, start_timeout_s=PEER_START_S) as ours, TrtllmServe(engine_dir) as peer:
+    with Serving(config_path) as ours, TrtllmServe(engine_dir) as peer:
         figures = measure(workload, {"briton": ours, "trtllm-serve": peer}, arguments.rounds)
     result: dict[str, float] = {}
     for number, by_server in figures.items():
@@ -170,6 +171,12 @@ def write_config(folder: Path, model: str) -> Path:
     path = folder / "trtllm.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
 
 
 if __name__ == "__main__":

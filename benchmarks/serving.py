@@ -17,17 +17,16 @@ _STOP_TIMEOUT_S = 45.0
 class Serving:
     """A context: the served model inside, nothing left running outside."""
 
-    def __init__(self, config_path: Path, *, start_timeout_s: float = _START_TIMEOUT_S) -> None:
-        self._start_timeout_s = start_timeout_s
+    def __init__(self, config_path: Path) -> None:
         self.host = "127.0.0.1"
-        self.port, grpc_port = free_ports(2)
+        self.port, grpc_port = _free_ports(2)
         command = [sys.executable, "-m", "briton", "serve", "--config", str(config_path), "--host", self.host]
         self._process = subprocess.Popen(
             [*command, "--port", str(self.port), "--grpc-port", str(grpc_port)], stdout=subprocess.DEVNULL
         )
 
     def __enter__(self) -> Serving:
-        deadline = time.monotonic() + self._start_timeout_s
+        deadline = time.monotonic() + _START_TIMEOUT_S
         while not self._is_ready():
             code = self._process.poll()
             if code is not None or time.monotonic() > deadline:
@@ -57,8 +56,7 @@ class Serving:
             return False
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on now."""
+def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))

@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from briton.engine_dir import FORMAT_VERSION, EngineManifest, TrtllmBuild
 from briton.errors import BuildError, ConfigError
 from briton.generation_config import GENERATION_CONFIG
 from briton.machine import Machine, this_machine
+from briton.model_shapes import ModelShapes
 from briton.trtllm.gpus import Gpu
 from briton.trtllm.plan import TrtllmPlan, gpu_of, plan_of
 from briton.trtllm.quantization import check_gpu
@@ -76,7 +78,8 @@ def build_trtllm_engine(
     checkpoint, cache, index = config.checkpoint, EngineCache(cache_dir), ShapesIndex(cache_dir)
     if checkpoint.source is CheckpointSource.HF:
         token = environment.hf_token_for(checkpoint.runtime_secret_name)
-        _plan(config, fetch_shapes(checkpoint.repo, checkpoint.revision, token=token), machine)
+        with suppress(BuildError):  # what keeps the shapes from being fetched is told again, or a snapshot is there
+            _plan(config, fetch_shapes(checkpoint.repo, checkpoint.revision, token=token), machine)
     fetched = Fetcher(config, environment, cache_dir).fetch(progress=progress)
     planned = _planned(config, fetched, index, machine)
     if planned is None:
@@ -86,6 +89,7 @@ def build_trtllm_engine(
         found = cache.find(planned.key)  # somebody else may have built it meanwhile
         if found is not None:
             return found
+        _warn_of_another_gpu(config, machine)
         started = time.monotonic()
         with cache.new_directory(planned.key) as directory:
             _write_engine(config, environment, planned, directory, progress)
@@ -94,30 +98,37 @@ def build_trtllm_engine(
     return built
 
 
-def _plan(config: Config, shapes: Any, machine: Machine) -> TrtllmPlan:
+def _plan(config: Config, shapes: ModelShapes, machine: Machine) -> TrtllmPlan:
     """The plan, and whether this machine's GPUs are up to it. Raises ConfigError."""
     plan = plan_of(config, shapes, gpu_of(config))
-    needed = max(plan.build.builder_gpus, plan.build.parallelism.world_size)
+    ranks, asked = plan.build.parallelism.world_size, config.trt_llm.build.num_builder_gpus
+    needed = max(plan.build.builder_gpus, ranks)
     if needed > len(machine.gpus):
         raise ConfigError(
-            f"the engine is built on {needed} GPUs ({plan.build.parallelism.world_size} ranks, num_builder_gpus "
-            f"{config.trt_llm.build.num_builder_gpus}); this machine has {len(machine.gpus)}",
-            "trt_llm.build.num_builder_gpus",
+            f"the engine is built on {needed} GPUs ({ranks} ranks{f', num_builder_gpus {asked}' if asked else ''}); "
+            f"this machine has {len(machine.gpus)}",
+            "trt_llm.build.num_builder_gpus" if needed > ranks else "trt_llm.build.tensor_parallel_count",
         )
-    name, architecture = machine.gpus[0], _architecture(machine)
+    check_gpu(plan.quantization, Gpu(machine.gpus[0], 0, _capability(machine), 0.0))
+    return plan
+
+
+def _warn_of_another_gpu(config: Config, machine: Machine) -> None:
     planned_for = gpu_of(config)
-    major, minor = int(architecture[3:-1]), int(architecture[-1])
-    check_gpu(plan.quantization, Gpu(name, 0, (major, minor), 0.0))
-    if planned_for is not None and planned_for.compute_capability != (major, minor):
+    if planned_for is not None and planned_for.compute_capability != _capability(machine):
         logger.warning(
             "resources.accelerator is %s, of compute capability %s; the engine is built for this machine's %s (%s), "
             "and runs on its kind alone",
             planned_for.name,
             planned_for.capability,
-            name,
-            architecture,
+            machine.gpus[0],
+            _architecture(machine),
         )
-    return plan
+
+
+def _capability(machine: Machine) -> tuple[int, int]:
+    architecture = _architecture(machine)
+    return int(architecture[3:-1]), int(architecture[-1])
 
 
 def _architecture(machine: Machine) -> str:
@@ -156,7 +167,8 @@ def _write_engine(
     job = with_calibration_data(planned.job, plan.calibration, environment)
     child_directory = directory / _CHILD_DIRECTORY
     child_directory.mkdir()
-    run_child(child_command(job.save(child_directory), job.world_size, plan.launch), progress=progress)
+    command = child_command(job.save(child_directory), job.world_size, plan.launch)
+    run_child(command, child_directory, progress=progress)
     saved = take_engine(child_directory / OUTPUT, directory, plan, job.library_version)
     shutil.rmtree(child_directory)
     if generation:

@@ -1,7 +1,7 @@
 """The child process that builds: `python -m briton_engine_builder.trtllm.child JOB`. It alone imports the library.
 
 It says what it is doing in lines that begin with PHASE, and what went wrong in one line that begins with ERROR_PREFIX;
-whatever else comes out of it is the library's. The engine is in OUTPUT, beside the job's file, when it ends with 0.
+whatever else comes out of it is the library's. The engine is in OUTPUT, beside the job's file, once SAVED is there.
 Written after release 1.2.1's public code. Not yet run on a GPU.
 """
 
@@ -21,7 +21,7 @@ from briton.child_process import ERROR_PREFIX, end_with_supervisor
 from briton.machine import LIBRARY
 from briton.trtllm.build_plan import BUILDER_MODULE
 from briton.trtllm.library_objects import make
-from briton_engine_builder.trtllm.job import OUTPUT, PHASE, WORKSPACE, BuildJob, load_job
+from briton_engine_builder.trtllm.job import OUTPUT, PHASE, SAVED, WORKSPACE, BuildJob, load_job
 from briton_engine_builder.trtllm.model_optimizer import quantize
 
 _MAX_ERROR = 500  # characters of the library's message: it likes to add stack traces
@@ -30,7 +30,7 @@ _MAX_ERROR = 500  # characters of the library's message: it likes to add stack t
 def main(arguments: list[str]) -> int:
     """Build the job of the file that is named. The exit code."""
     end_with_supervisor()
-    file = Path(arguments[0])
+    file = Path(arguments[0]).absolute()
     try:
         build(load_job(file), file.parent)
     except Exception as error:
@@ -61,7 +61,8 @@ def build(job: BuildJob, directory: Path) -> None:
         llm = llm_class(model=str(model), workspace=str(workspace), **arguments)
     with phases("saving"):
         llm.save(str(directory / OUTPUT))
-    llm.shutdown()
+    (directory / SAVED).touch()
+    llm.shutdown()  # the constructor has started an executor, too
 
 
 def _llm_arguments(job: BuildJob) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from briton.trtllm.library_objects import Call, Member, plain
 from briton.trtllm.plan import TrtllmPlan
 
 OUTPUT, WORKSPACE = "output", "workspace"  # directories beside the job's file
+SAVED = "saved"  # an empty file beside the job's, once the engine is complete
 PHASE = "briton: phase "  # how a line of the child's begins that says what it is doing
 
 
@@ -58,7 +59,7 @@ def job_of(plan: TrtllmPlan, checkpoint: Path, library_version: str, gpu_archite
         library_version=library_version,
         gpu_architecture=gpu_architecture,
         world_size=plan.build.parallelism.world_size,
-        checkpoint=str(checkpoint),
+        checkpoint=str(checkpoint.absolute()),
         llm_arguments=dict(plan.build.llm_arguments),
         build_config=plan.build.build_config,
         quant_config=quantization.quant_config if quantization.quant_config.arguments else None,

@@ -11,7 +11,7 @@ from briton.child_process import ChildProcess
 from briton.errors import BuildError
 from briton.job.mpiexec import Mpiexec
 from briton.trtllm.executor_plan import LaunchPlan
-from briton_engine_builder.trtllm.job import PHASE
+from briton_engine_builder.trtllm.job import PHASE, SAVED
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +28,9 @@ def child_command(job_file: Path, world_size: int, launch: LaunchPlan) -> tuple[
     return ("env", *(f"{name}={value}" for name, value in launch.env.items()), *command)
 
 
-def run_child(command: tuple[str, ...], *, progress: bool) -> None:
-    """Build, and return when the engine is there. The child ends with this process, and when this is interrupted.
+def run_child(command: tuple[str, ...], directory: Path, *, progress: bool) -> None:
+    """Build the job in `directory`, and return when the engine is there. The child ends with this process, and when
+    this is interrupted.
 
     Its phases are log lines, as is what the library says, one level lower without `progress`. Raises BuildError with
     one line: the library's message, or the signal that ended the child.
@@ -53,5 +54,7 @@ def run_child(command: tuple[str, ...], *, progress: bool) -> None:
         child.kill()
         child.join(timeout_s=10)
         raise
-    if child.returncode != 0:
+    if not (directory / SAVED).exists():
         raise BuildError(f"TensorRT-LLM's builder {child.describe_exit()}")
+    if child.returncode != 0:  # in taking itself down, which is no reason to lose an engine
+        logger.warning("the engine is saved, but TensorRT-LLM's builder %s", child.describe_exit())

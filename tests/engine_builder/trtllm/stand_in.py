@@ -22,7 +22,7 @@ TABLE_FILE = Path(__file__).parents[2] / "trtllm" / "tensorrt_llm_builder_api.js
 
 @dataclass
 class StandIn:
-    """The machine. Faults: build, calibration, save, killed, hang."""
+    """The machine. Faults: build, calibration, save, killed, hang, teardown."""
 
     directory: Path
     monkeypatch: pytest.MonkeyPatch

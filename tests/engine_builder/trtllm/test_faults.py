@@ -63,6 +63,14 @@ def test_a_failed_build_is_begun_again(stand_in: StandIn, make_config: MakeConfi
     assert build_engine(make_config(), environment, progress=False).is_dir()
 
 
+def test_an_engine_that_is_saved_is_not_lost_to_a_crash_after_it(
+    stand_in: StandIn, make_config: MakeConfig, environment: Environment, caplog: pytest.LogCaptureFixture
+) -> None:
+    stand_in.set(fault="teardown")
+    assert build_engine(make_config(), environment).is_dir()
+    assert "the engine is saved, but TensorRT-LLM's builder was killed by SIGSEGV" in caplog.text
+
+
 def test_calibration_fails(stand_in: StandIn, make_config: MakeConfig, environment: Environment) -> None:
     stand_in.set(fault="calibration")
     error = refusal(make_config, environment, {QUANTIZATION: "fp8"})
@@ -150,8 +158,18 @@ def _wait_until_gone(pid: int) -> None:
     ("machine", "changes", "kind", "message"),
     [
         ({"capability": (8, 0)}, {QUANTIZATION: "fp8"}, ConfigError, "compute capability 8.0, and FP8 needs"),
-        ({}, {"trt_llm.build.tensor_parallel_count": 2}, ConfigError, "built on 2 GPUs .* this machine has 1"),
-        ({}, {"trt_llm.build.num_builder_gpus": 4}, ConfigError, "built on 4 GPUs .* this machine has 1"),
+        (
+            {},
+            {"trt_llm.build.tensor_parallel_count": 2},
+            ConfigError,
+            r"built on 2 GPUs \(2 ranks\); this machine has 1",
+        ),
+        (
+            {},
+            {"trt_llm.build.num_builder_gpus": 4},
+            ConfigError,
+            r"on 4 GPUs \(1 ranks, num_builder_gpus 4\); this machine has 1",
+        ),
         (
             {},
             {"trt_llm.build.lora_adapters": {"legal": {"source": "HF", "repo": "acme/lora"}}},
