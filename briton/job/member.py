@@ -47,6 +47,7 @@ class Member:
         self._peers: list[tuple[int, str, int]] = []
         self._lock = threading.Lock()  # of the socket
         self._left = False
+        self._measured_at = -_MEASURE_S
         self._socket = _connect(address)
         self._lines = Lines(self._socket)
         self._say(encode("hello", token=address.token, rank=rank, host=self.host, pid=os.getpid()))
@@ -64,6 +65,7 @@ class Member:
     def serve(self) -> None:
         """This rank has loaded its part: from now on its silence is soon noticed."""
         self.is_serving = True
+        self._measured_at = -_MEASURE_S  # what it holds now is news
 
     def leave(self) -> None:
         """This rank is done, as it should be: nobody is to be alarmed when it ends. Idempotent."""
@@ -77,7 +79,7 @@ class Member:
 
     def _run(self) -> None:
         next_beat = heard_at = seen = time.monotonic()
-        measured_at, pss = -_MEASURE_S, 0
+        pss = 0
         while not self._left:
             try:
                 if select.select([self._socket], [], [], BEAT_S / 2)[0]:
@@ -94,8 +96,8 @@ class Member:
             if now - heard_at > (SILENCE_S if self.is_serving else LOADING_SILENCE_S):
                 self._lost(f"the job's hub has not been heard of for {now - heard_at:.1f} s")
                 return
-            if now - measured_at > _MEASURE_S:
-                measured_at, pss = now, proportional_set_size()
+            if now - self._measured_at > _MEASURE_S:
+                self._measured_at, pss = now, proportional_set_size()
             if now >= next_beat:
                 next_beat = now + BEAT_S
                 self._beat(pss)
