@@ -61,15 +61,20 @@ class Hub:
     """Listens for `size` ranks; its thread runs from `start` to `close`."""
 
     def __init__(
-        self, size: int, on_event: Callable[[Failure | Departure], None], *, meeting_s: float = MEETING_S
+        self,
+        size: int,
+        on_event: Callable[[Failure | Departure], None],
+        *,
+        is_local: bool = False,
+        meeting_s: float = MEETING_S,
     ) -> None:
         """`on_event` is called from the hub's thread: once for a failure, when the members have been told; and when
-        rank 0 leaves."""
+        rank 0 leaves. `is_local`: all ranks are on this host, and nobody else is to reach the hub."""
         self._size = size
         self._on_event = on_event
-        self._listener = socket.create_server(("", 0), backlog=size + 8)
+        self._listener = socket.create_server(("127.0.0.1" if is_local else "", 0), backlog=size + 8)
         self._listener.setblocking(False)
-        self.address = HubAddress(_own_addresses(), self._listener.getsockname()[1], secrets.token_hex(16))
+        self.address = HubAddress(("127.0.0.1",) if is_local else _own_addresses(), self._listener.getsockname()[1], secrets.token_hex(16))
         self._connections: list[_Connection] = []
         self._gone: set[int] = set()  # ranks that have said farewell
         self._outbox: list[bytes] = []  # for all members

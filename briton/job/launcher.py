@@ -37,12 +37,15 @@ class _Exit:
 class Launcher:
     """One job. `run` blocks until it has ended."""
 
-    def __init__(self, command: Sequence[str], size: int, environ: Mapping[str, str]) -> None:
-        """`command` starts `size` ranks; they get `environ`, and the hub's address in JOB_VARIABLE."""
+    def __init__(
+        self, command: Sequence[str], size: int, environ: Mapping[str, str], *, is_local: bool = False
+    ) -> None:
+        """`command` starts `size` ranks; they get `environ`, and the hub's address in JOB_VARIABLE. `is_local`: all of
+        them on this host."""
         self._command = list(command)
         self._environ = environ
         self._events: queue.SimpleQueue[_Exit | Failure | Departure | int] = queue.SimpleQueue()
-        self._hub = Hub(size, self._events.put)
+        self._hub = Hub(size, self._events.put, is_local=is_local)
 
     def run(self) -> int:
         """0 after a drain. Raises BritonError, or ConfigError where a rank did, with the reason.
