@@ -41,7 +41,7 @@ from briton.errors import BuildError
 from briton.logs import configure_logging
 from tests.fake_executor import FakeExecutor
 
-def create_executor(config, engine_dir):
+def create_executor(config, engine_dir, seat):
     how = sys.argv[4]
     if how == "slow":
         time.sleep(1.0)

@@ -33,6 +33,7 @@ def test_defaults(load_changed: LoadChanged) -> None:
             "compile_memory_bytes": 2 * 1024**3,
             "whitespace_pattern": r"[\x20\x0A]{1,4}",
         },
+        "mpi": {"mpiexec": None, "hostfile": None, "arguments": ()},
         "logging": {"level": "info", "format": "text"},
     }
 
