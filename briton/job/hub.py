@@ -124,6 +124,7 @@ class Hub:
         for connection in self._connections:
             connection.socket.close()
         self._listener.close()
+        self._selector.close()
 
     def _beat(self) -> bytes:
         members = [c for c in self._connections if c.rank is not None]
