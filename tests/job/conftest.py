@@ -11,7 +11,7 @@ import pytest
 
 from briton.job.hub import Hub
 from briton.job.member import Member
-from tests.job.jobs import Events, Joined, environment
+from tests.job.jobs import Events, Joined, end, environment
 
 StartHub = Callable[..., tuple[Hub, Events]]
 Join = Callable[[Hub, int], Joined]
@@ -62,9 +62,7 @@ def join(start_hub: StartHub, kills: list[int]) -> Iterator[Join]:
 
     yield make
     for member in members:
-        member.leave()
-        member._thread.join(5)
-        member._socket.close()
+        end(member)
 
 
 @pytest.fixture
@@ -89,5 +87,3 @@ def start_program() -> Iterator[StartProgram]:
     for process in started:
         process.kill()
         process.communicate()
-
-

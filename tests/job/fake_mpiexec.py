@@ -4,9 +4,9 @@
 
 DIRECTORY/NAME.pid has the process id of everyone, DIRECTORY/NAME.told what a rank was told; DIRECTORY/go makes those
 go on that wait for it. Behaviours of ranks: `serve` (as without any) until told to drain, or until rank 0 has gone;
-`absent` never joins; `load` joins, and loads for ever; `refuse` fails for a wrong config; `break` fails for another reason; `die` goes without a word,
-`stay` does so when all others go. Of mpiexec: `end` ends with code 7 without starting anything; `hasty` ends as soon
-as one rank has.
+`absent` never joins; `load` joins, and loads for ever; `refuse` fails for a wrong config; `break` fails for another
+reason; `die` goes without a word; `stay` serves, and stays when all others go. Of mpiexec: `end` ends with code 7
+without starting anything; `hasty` ends as soon as one rank has.
 """
 
 import os

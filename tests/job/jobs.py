@@ -59,6 +59,13 @@ class Joined:
         member.on_drain = lambda: self.drains.append(None)
 
 
+def end(member: Member) -> None:
+    """Leave, and wait for the thread: a rank's process would end."""
+    member.leave()
+    member._thread.join(5)
+    member._socket.close()
+
+
 def connect(hub: Hub) -> socket.socket:
     """A connection to a hub."""
     connection = socket.create_connection(("127.0.0.1", hub.address.port), timeout=5)

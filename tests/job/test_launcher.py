@@ -1,4 +1,4 @@
-"""A launcher over a fake mpiexec, whose ranks join for real: how jobs end, what is said of it, and what is left: nothing."""
+"""A launcher over a fake mpiexec, whose ranks join for real: how jobs end, what is said, and that nothing is left."""
 
 from __future__ import annotations
 

@@ -44,9 +44,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hydra(tmp_path: Path) -> None:
     found = Mpiexec("/opt/mpiexec", "hydra")
     assert found.command(PROGRAM, 2) == ("/opt/mpiexec", "-n", "2", *PROGRAM)
-    whole = found.command(
-        PROGRAM, 3, variables=("PATH",), hostfile=tmp_path / "hosts", arguments=("-launcher", "ssh")
-    )
+    whole = found.command(PROGRAM, 3, variables=("PATH",), hostfile=tmp_path / "hosts", arguments=("-launcher", "ssh"))
     assert whole == ("/opt/mpiexec", "-n", "3", "-f", str(tmp_path / "hosts"), "-launcher", "ssh", *PROGRAM)
 
 

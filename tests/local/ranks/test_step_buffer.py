@@ -83,7 +83,7 @@ def assert_same(one: StepInputs, other: StepInputs) -> None:
 
 
 def through(wire: Wire, buffer: NDArray[np.int32]) -> StepInputs | None:
-    return await_step(cast(Communicator, wire), buffer)
+    return await_step(cast("Communicator", wire), buffer)
 
 
 @given(steps())
@@ -92,7 +92,7 @@ def test_any_step(inputs: StepInputs) -> None:
     assert packed.dtype == np.int32
     assert_same(unpack(packed), inputs)
     wire = Wire()
-    broadcast_step(cast(Communicator, wire), inputs)
+    broadcast_step(cast("Communicator", wire), inputs)
     assert len(wire.sent) == 1 + (len(packed) > BLOCK)
     received = through(wire, np.empty(BLOCK, np.int32))
     assert received is not None
@@ -109,7 +109,7 @@ def test_masks_of_any_length(length: int) -> None:
 def test_a_step_of_one_token_is_one_broadcast_of_one_size() -> None:
     """Followers wait for BLOCK numbers before they know what comes."""
     wire = Wire()
-    broadcast_step(cast(Communicator, wire), step_of(1))
+    broadcast_step(cast("Communicator", wire), step_of(1))
     assert [len(buffer) for buffer in wire.sent] == [BLOCK]
 
 
@@ -120,7 +120,7 @@ def test_where_a_second_broadcast_begins(spare: int, num_broadcasts: int) -> Non
     inputs = step_of(1)._replace(qq_bias=np.ones(4 * (BLOCK - empty - spare), np.uint8))
     assert len(pack(inputs)) == BLOCK - spare
     wire = Wire()
-    broadcast_step(cast(Communicator, wire), inputs)
+    broadcast_step(cast("Communicator", wire), inputs)
     assert len(wire.sent) == num_broadcasts
     assert sum(map(len, wire.sent)) == max(BLOCK, BLOCK - spare)
     received = through(wire, np.empty(BLOCK, np.int32))
@@ -135,12 +135,12 @@ def test_steps_of_all_sizes_through_one_buffer_then_the_end() -> None:
     received = []
     for inputs in sent:
         wire.following = False
-        broadcast_step(cast(Communicator, wire), inputs)
+        broadcast_step(cast("Communicator", wire), inputs)
         received.append(through(wire, buffer))
     for step, inputs in zip(received, sent, strict=True):
         assert step is not None
         assert_same(step, inputs)
     wire.following = False
-    broadcast_stop(cast(Communicator, wire))
+    broadcast_stop(cast("Communicator", wire))
     assert [len(buffer) for buffer in wire.sent] == [BLOCK]
     assert through(wire, buffer) is None
