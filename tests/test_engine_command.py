@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,7 +20,9 @@ from briton.job import mpiexec, seat
 from briton.job.hub import Departure, Failure, Hub
 from briton.job.member import Member
 from briton.job.mpiexec import Mpiexec
+from briton.local.ranks.communicator import Account
 from tests.job.jobs import HOST, Events, end
+from tests.processes import wait_until
 
 ALONE = Environment(cache_dir=Path("/cache"))
 RANK = replace(ALONE, mpi_rank=1, mpi_size=2)
@@ -183,6 +186,24 @@ def test_a_member_that_leaves(job: tuple[Environment, Events]) -> None:
         assert member is not None
         end(member)
     assert events.next() == Departure()
+
+
+def test_a_hub_of_ranks_that_nobody_launched(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Rank 0 makes one, all join it; a failure is logged, a regular end is not."""
+    world = SimpleNamespace(Get_size=lambda: 1, Get_rank=lambda: 0, bcast=lambda address: address)
+    monkeypatch.setattr(seat, "_world", lambda: world)
+    monkeypatch.setattr(
+        seat, "Communicator", lambda world, progress: SimpleNamespace(progress=progress, account=Account())
+    )
+    taken = seat.take_seat(0, 1, None)
+    base = taken.communicator.account.base_pss_bytes
+    assert base > 1 << 20
+    wait_until(lambda: [s.base_pss_bytes for s in taken.member.all_stats()] == [base])
+    stats = taken.member.all_stats()[0]
+    assert (stats.rank, stats.host) == (0, HOST)
+    taken.member.on_abort = lambda reason: None
+    end(taken.member)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 @pytest.mark.parametrize("num_ranks", [1, 3])

@@ -180,13 +180,14 @@ class Hub:
                 self._on_event(Departure())
 
     def _judge(self, now: float) -> None:
-        if self._gone:
+        if 0 in self._gone:
             return  # the job is ending: everybody leaves when it is done
-        members = {c.rank: c for c in self._connections if c.rank is not None}
-        if len(members) < self._size:
+        members = {c.rank: c for c in self._connections if c.rank is not None and c.rank not in self._gone}
+        missing = set(range(self._size)) - members.keys() - self._gone
+        if missing:
             if now > self._deadline:
-                missing = ", ".join(str(rank) for rank in range(self._size) if rank not in members)
-                self._fail(Failure(f"rank {missing} of {self._size} did not start in time"))
+                told = ", ".join(map(str, sorted(missing)))
+                self._fail(Failure(f"rank {told} of {self._size} did not start in time"))
             return
         states = {
             rank: RankState(c.host, now - c.heard_at, c.is_serving, c.progress) for rank, c in sorted(members.items())
@@ -195,7 +196,7 @@ class Hub:
             self._fail(Failure(verdict.message, rank=verdict.rank))
 
     def _fail(self, failure: Failure) -> None:
-        if self._failure is not None or self._gone:
+        if self._failure is not None or 0 in self._gone:
             return
         self._failure = failure
         self._send(encode("abort", message=failure.message))

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from briton.errors import BritonError, ConfigError
-from briton.job.hub import Hub
+from briton.job.hub import Departure, Failure, Hub
 from briton.job.member import Member
 from briton.job.memory import proportional_set_size
 from briton.job.messages import HubAddress
@@ -67,10 +67,15 @@ def _world() -> Any:
     return MPI.COMM_WORLD
 
 
+def _log(event: Failure | Departure) -> None:
+    if isinstance(event, Failure):
+        logger.error("the job has failed: %s", event.message)
+
+
 def _own_hub(world: Any) -> HubAddress:
     address = None
     if world.Get_rank() == 0:
-        hub = Hub(world.Get_size(), lambda event: logger.error("%s", event))
+        hub = Hub(world.Get_size(), _log)
         hub.start()
         address = str(hub.address)
     return HubAddress.parse(world.bcast(address))

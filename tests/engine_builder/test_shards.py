@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,14 @@ from tests.engine_builder.engines import config_for, open_engine
 from tests.engine_builder.tiny_gguf import write_tiny_gguf
 
 Build = Callable[..., Path]  # (repo, ranks, quantization, **options of config_for) -> engine directory
-REPLICATED = {"num_attention_heads": 4, "num_key_value_heads": 1}
-UNEVEN = {"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 500, "intermediate_size": 224}
-BIASES = {"attention_bias": True, "mlp_bias": True}
+REPLICATED: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 1}
+UNEVEN: dict[str, Any] = {
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 500,
+    "intermediate_size": 224,
+}
+BIASES: dict[str, Any] = {"attention_bias": True, "mlp_bias": True}
 
 
 @pytest.fixture
@@ -123,7 +129,7 @@ def test_shards_make_up_the_whole(
     ranks: int,
     quantization: str,
     precision: str,
-    shape: dict[str, int],
+    shape: dict[str, Any],
 ) -> None:
     checkpoint = tiny_llama(tmp_path, **shape)
     whole = build(checkpoint, 1, quantization, precision=precision)
@@ -213,7 +219,7 @@ def test_groups_that_ranks_cannot_share(
     tmp_path: Path,
     environment: Environment,
     quantization: str,
-    shape: dict[str, int],
+    shape: dict[str, Any],
     part: str,
 ) -> None:
     checkpoint = tiny_llama(tmp_path, **shape)

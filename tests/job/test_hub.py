@@ -173,6 +173,17 @@ def test_farewells_are_no_failure(start_hub: StartHub, join: Join) -> None:
     assert [member.aborts for member in joined] == [[], [], []]
 
 
+def test_rank_0_is_watched_until_it_has_left_itself(start_hub: StartHub, join: Join) -> None:
+    """The others leave first: what became of rank 0 in its last second was nobody's business."""
+    hub, events = start_hub(2, meeting_s=0.5)
+    with introduce(hub, 1) as other:
+        zero = introduce(hub, 0)
+        other.sendall(encode("farewell"))
+    events.assert_none(0.8)  # rank 1 has not failed to come
+    zero.close()
+    assert events.failure() == Failure("rank 0 on elsewhere is gone", rank=0)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_failure_is_told_to_all(start_hub: StartHub, join: Join, rank: int) -> None:
     hub, events = start_hub(2)
