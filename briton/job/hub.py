@@ -74,7 +74,9 @@ class Hub:
         self._on_event = on_event
         self._listener = socket.create_server(("127.0.0.1" if is_local else "", 0), backlog=size + 8)
         self._listener.setblocking(False)
-        self.address = HubAddress(("127.0.0.1",) if is_local else _own_addresses(), self._listener.getsockname()[1], secrets.token_hex(16))
+        self.address = HubAddress(
+            ("127.0.0.1",) if is_local else _own_addresses(), self._listener.getsockname()[1], secrets.token_hex(16)
+        )
         self._connections: list[_Connection] = []
         self._gone: set[int] = set()  # ranks that have said farewell
         self._outbox: list[bytes] = []  # for all members
@@ -129,6 +131,7 @@ class Hub:
         for connection in self._connections:
             connection.socket.close()
         self._listener.close()
+        self._selector.close()
 
     def _beat(self) -> bytes:
         members = [c for c in self._connections if c.rank is not None]
@@ -184,13 +187,14 @@ class Hub:
                 self._on_event(Departure())
 
     def _judge(self, now: float) -> None:
-        if self._gone:
+        if 0 in self._gone:
             return  # the job is ending: everybody leaves when it is done
-        members = {c.rank: c for c in self._connections if c.rank is not None}
-        if len(members) < self._size:
+        members = {c.rank: c for c in self._connections if c.rank is not None and c.rank not in self._gone}
+        missing = set(range(self._size)) - members.keys() - self._gone
+        if missing:
             if now > self._deadline:
-                missing = ", ".join(str(rank) for rank in range(self._size) if rank not in members)
-                self._fail(Failure(f"rank {missing} of {self._size} did not start in time"))
+                told = ", ".join(map(str, sorted(missing)))
+                self._fail(Failure(f"rank {told} of {self._size} did not start in time"))
             return
         states = {
             rank: RankState(c.host, now - c.heard_at, c.is_serving, c.progress) for rank, c in sorted(members.items())
@@ -199,7 +203,7 @@ class Hub:
             self._fail(Failure(verdict.message, rank=verdict.rank))
 
     def _fail(self, failure: Failure) -> None:
-        if self._failure is not None or self._gone:
+        if self._failure is not None or 0 in self._gone:
             return
         self._failure = failure
         self._send(encode("abort", message=failure.message))

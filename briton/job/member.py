@@ -40,7 +40,7 @@ class Member:
         self.host = socket.gethostname()
         self.progress = Progress()  # written by the thread that runs the model
         self.on_abort: Callable[[str], None] = _leave
-        self.on_drain: Callable[[], None] = lambda: None
+        self.on_drain: Callable[[], None] = self._depart if rank == 0 else lambda: None
         self.own_stats: Callable[[], RankStats] = lambda: RankStats(rank)
         self.is_serving = False
         self._all_stats: list[dict[str, Any]] = []
@@ -117,6 +117,12 @@ class Member:
                 self.on_abort(str(message["message"]))
             case "drain":
                 self.on_drain()
+
+    def _depart(self) -> None:
+        """The end of rank 0 before it serves: there is nothing to drain."""
+        self.leave()
+        logging.shutdown()
+        os._exit(0)
 
     def _lost(self, reason: str) -> None:
         """Without a hub nobody ends a rank that is stopped: those of this host are ended here."""
