@@ -56,8 +56,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         return run
 
     class Launcher:
-        def __init__(self, command: tuple[str, ...], size: int, environ: dict[str, str]) -> None:
-            seen.append(("job", command, size, environ))
+        def __init__(self, command: tuple[str, ...], size: int, environ: dict[str, str], *, is_local: bool) -> None:
+            seen.append(("job", command, size, environ, is_local))
 
         def run(self) -> int:
             return 5
@@ -96,8 +96,8 @@ def test_several_ranks_are_a_job(
     monkeypatch.setenv("HF_TOKEN", "mine")
     monkeypatch.chdir(tmp_path)
     assert run_engine_command(config_of(3), Path("engine"), OPTIONS, ALONE) == 5
-    (kind, command, size, environ) = runs[0]
-    assert (kind, size, environ["HF_TOKEN"]) == ("job", 3, "mine")
+    (kind, command, size, environ, is_local) = runs[0]
+    assert (kind, size, environ["HF_TOKEN"], is_local) == ("job", 3, "mine", True)
     assert command[:3] == ("/opt/mpiexec", "-n", "3")
     for name in ("BRITON_JOB", "PATH", "LD_LIBRARY_PATH"):  # what ranks on other hosts cannot do without
         assert command[command.index(name) - 1] == "-x"
@@ -119,7 +119,8 @@ def test_mpiexec_as_the_config_says(config_of: ConfigOf, runs: list[tuple[Any, .
     config = config_of(2, mpiexec="/opt/other", hostfile="hosts", arguments=["--mca", "btl", "self,tcp"])
     run_engine_command(config, Path("engine"), OPTIONS, ALONE)
     run_engine_command(config, Path("engine"), replace(OPTIONS, hostfile=tmp_path / "others"), ALONE)
-    for (_, command, *_), hosts in zip(runs, ("hosts", "others"), strict=True):
+    for (_, command, _, _, is_local), hosts in zip(runs, ("hosts", "others"), strict=True):
+        assert not is_local
         assert command[0] == "/opt/other"
         assert command[command.index("--hostfile") + 1] == str(tmp_path / hosts)
         assert command[command.index("btl") - 1 : command.index("btl") + 2] == ("--mca", "btl", "self,tcp")
@@ -191,6 +192,7 @@ def test_a_member_that_leaves(job: tuple[Environment, Events]) -> None:
 def test_a_hub_of_ranks_that_nobody_launched(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Rank 0 makes one, all join it; a failure is logged, a regular end is not."""
     world = SimpleNamespace(Get_size=lambda: 1, Get_rank=lambda: 0, bcast=lambda address: address)
+    world.Split_type = lambda kind: world
     monkeypatch.setattr(seat, "_world", lambda: world)
     monkeypatch.setattr(
         seat, "Communicator", lambda world, progress: SimpleNamespace(progress=progress, account=Account())
