@@ -32,7 +32,8 @@ _MEASURE_S = 5.0  # between two measurements of memory
 
 
 class Member:
-    """One rank's connection to its hub. `on_abort(reason)` and `on_drain()` are called from its thread."""
+    """One rank's connection to its hub. `on_abort(reason)` and, on rank 0, `on_drain()` are called from its thread; as
+    long as nobody has set them they end the process."""
 
     def __init__(self, address: HubAddress, rank: int) -> None:
         """Connect, and start the thread. Raises BritonError when no hub answers."""
@@ -40,7 +41,7 @@ class Member:
         self.host = socket.gethostname()
         self.progress = Progress()  # written by the thread that runs the model
         self.on_abort: Callable[[str], None] = _leave
-        self.on_drain: Callable[[], None] = self._depart if rank == 0 else lambda: None
+        self.on_drain: Callable[[], None] = self._depart if rank == 0 else _ignore
         self.own_stats: Callable[[], RankStats] = lambda: RankStats(rank)
         self.is_serving = False
         self._all_stats: list[dict[str, Any]] = []
@@ -131,6 +132,10 @@ class Member:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
         self.on_abort(reason)
+
+
+def _ignore() -> None:
+    """Rank 0 drains; the others follow it."""
 
 
 def _leave(reason: str) -> None:
