@@ -6,7 +6,6 @@ import contextlib
 import logging
 import queue
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -18,6 +17,7 @@ import psutil
 
 from briton.errors import BritonError, ConfigError
 from briton.job.hub import Departure, Failure, Hub
+from briton.job.pid_space import pid_space
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Launcher:
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         """End everything that the job has started on this host. Other hosts' ranks end when the hub does."""
-        pids = set(self._hub.pids_on(socket.gethostname()))
+        pids = set(self._hub.pids_in(pid_space()))
         with contextlib.suppress(psutil.Error):
             pids |= {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
         for pid in [process.pid, *pids]:
