@@ -15,6 +15,7 @@ from briton.errors import BritonError
 from briton.job.hub import Departure, Failure
 from briton.job.member import Member
 from briton.job.messages import HubAddress, encode
+from briton.job.pid_space import pid_space
 from briton.job.progress import Phase
 from briton.types import RankStats
 from tests.job.conftest import Join, StartHub, StartProgram
@@ -299,8 +300,8 @@ def test_every_rank_knows_what_all_say_of_themselves(start_hub: StartHub, join: 
         stats = one.member.all_stats()
         assert [(entry.rank, entry.host, entry.step_s) for entry in stats] == [(0, HOST, 0.5), (1, HOST, 0.5)]
         assert all(entry.pid > 0 and entry.pss_bytes > 1 << 20 for entry in stats)
-    assert len(hub.pids_on(HOST)) == 2
-    assert hub.pids_on("elsewhere") == []
+    assert len(hub.pids_in(pid_space())) == 2
+    assert hub.pids_in("elsewhere") == []
 
 
 def test_a_member_in_the_middle_of_a_phase(start_hub: StartHub, join: Join) -> None:
