@@ -64,7 +64,7 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/.created
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[mpi]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.created

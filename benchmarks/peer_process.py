@@ -14,6 +14,7 @@ import json
 import select
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +29,17 @@ class PeerMissing(Exception):
     """The peer is not installed, or does not start; the message says why."""
 
 
-class PeerProcess:
-    """Starts `benchmarks/peers/NAME.py`; raises PeerMissing."""
+class LineProcess:
+    """A program that is driven so; raises PeerMissing when it does not start."""
 
-    def __init__(self, name: str, arguments: list[str]) -> None:
+    def __init__(self, name: str, command: Sequence[str]) -> None:
         self.name = name
-        if not PEERS_PYTHON.exists():
-            raise PeerMissing(f"{name} is not installed: run `make peers`")
-        script = Path(__file__).parent / "peers" / f"{name}.py"
-        self._process = subprocess.Popen(
-            [str(PEERS_PYTHON), str(script), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             self.version = str(self._read()["version"])
         except PeerMissing:
             self.close()
             raise
-
-    def run(self, workload: Workload, run: int) -> Measured:
-        """Let the peer do the workload once."""
-        return Measured(**self.ask(prompts=workload.prompts(run), max_tokens=workload.output_tokens))
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """The peer's answer to a request of these fields."""
@@ -74,6 +66,20 @@ class PeerProcess:
             raise PeerMissing(f"{self.name} {problem}")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+class PeerProcess(LineProcess):
+    """Starts `benchmarks/peers/NAME.py`; raises PeerMissing."""
+
+    def __init__(self, name: str, arguments: list[str]) -> None:
+        if not PEERS_PYTHON.exists():
+            raise PeerMissing(f"{name} is not installed: run `make peers`")
+        script = Path(__file__).parent / "peers" / f"{name}.py"
+        super().__init__(name, [str(PEERS_PYTHON), str(script), *arguments])
+
+    def run(self, workload: Workload, run: int) -> Measured:
+        """Let the peer do the workload once."""
+        return Measured(**self.ask(prompts=workload.prompts(run), max_tokens=workload.output_tokens))
 
 
 def start_peer(name: str, arguments: list[str]) -> PeerProcess | None:

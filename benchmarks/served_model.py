@@ -50,6 +50,7 @@ class Limits:
     kv_cache_tokens: int = 16_384
     quantization: str = "weights_int8"  # of our engine
     speculator: Speculator | None = None  # of our engine
+    ranks: int = 1  # of our engine
 
     def peer_arguments(self, name: str, gguf: Path) -> list[str]:
         """The same as command line arguments of a peer."""
@@ -83,6 +84,8 @@ def prepare(limits: Limits, environment: Environment) -> ServedModel:
         package = _write_config(folder / "package.yaml", PACKAGE, limits)
         requantize(Fetcher(load_config(package), environment, environment.cache_dir).fetch(progress=True).path, gguf)
     name = f"{limits.quantization}-{limits.precision}"
+    if limits.ranks > 1:
+        name += f"-{limits.ranks}-ranks"
     if limits.speculator is not None:
         name += f"-{'-'.join(str(value) for value in astuple(limits.speculator))}"
     config_path = _write_config(folder / f"{name}.yaml", {"source": "LOCAL", "repo": str(gguf)}, limits)
@@ -101,6 +104,7 @@ def _write_config(path: Path, checkpoint: dict[str, str], limits: Limits) -> Pat
                 "max_batch_size": limits.batch,
                 "max_num_tokens": limits.max_num_tokens,
                 "quantization_type": limits.quantization,
+                "tensor_parallel_count": limits.ranks,
                 "speculator": limits.speculator.section() if limits.speculator is not None else None,
             }
         },

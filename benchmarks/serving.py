@@ -20,6 +20,7 @@ class Serving:
     def __init__(self, config_path: Path) -> None:
         self.host = "127.0.0.1"
         self.port, grpc_port = _free_ports(2)
+        self.engine = f"{self.host}:{grpc_port}"
         command = [sys.executable, "-m", "briton", "serve", "--config", str(config_path), "--host", self.host]
         self._process = subprocess.Popen(
             [*command, "--port", str(self.port), "--grpc-port", str(grpc_port)], stdout=subprocess.DEVNULL

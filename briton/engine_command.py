@@ -93,7 +93,8 @@ def _run_job(config: Config, engine_dir: Path, options: EngineOptions) -> int:
         hostfile=hostfile,
         arguments=mpi.arguments,
     )
-    return Launcher(command, size, child_variables()).run()
+    is_local = hostfile is None and not mpi.arguments  # which may name hosts, too
+    return Launcher(command, size, child_variables(), is_local=is_local).run()
 
 
 def rank_program(config: Config, engine_dir: Path, options: EngineOptions) -> tuple[str, ...]:

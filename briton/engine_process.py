@@ -60,6 +60,10 @@ async def _run(config: Config, engine_dir: Path, host: str, port: int, seat: Sea
             job.leave()
             _leave(0)  # nothing can stop the thread that loads
         executor, tokenizer, compiler = loading.result()
+    except EngineDead as error:
+        await server.stop(0)
+        logger.error("the engine ends: %s", error)
+        _leave(1)  # the thread that loads may wait for a rank that is gone
     except BaseException:
         await server.stop(0)
         raise

@@ -20,7 +20,13 @@ behaviours = {name: told.split(",") for name, _, told in (argument.partition("="
 
 
 def fake_specs(
-    config: Config, engine_dir: Path, addresses: Addresses, writer: LineWriter, *, debug: bool
+    config: Config,
+    engine_dir: Path,
+    addresses: Addresses,
+    writer: LineWriter,
+    *,
+    hostfile: Path | None = None,
+    debug: bool = False,
 ) -> tuple[ChildSpec, ...]:
     program = str(Path(__file__).with_name("fake_child.py"))
     return tuple(

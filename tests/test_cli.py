@@ -46,9 +46,9 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("serve", ("--config", "--host", "--port", "--grpc-port")),
+        ("serve", ("--config", "--host", "--port", "--grpc-port", "--hostfile")),
         ("build", ("--config", "--dry-run", "--executor", "--offline", "--model-config", "--json")),
-        ("engine", ("--config", "--engine-dir", "--host", "--port")),
+        ("engine", ("--config", "--engine-dir", "--host", "--port", "--hostfile")),
         ("gateway", ("--config", "--engine", "--tokenizer", "--host", "--port")),
     ],
 )
@@ -63,7 +63,14 @@ def test_every_option_is_explained(command: str, options: tuple[str, ...], capsy
 
 @pytest.mark.parametrize(
     "arguments",
-    [["serve"], ["nonsense"], ["serve", "--config", "x", "--port", "65536"], ["serve", "--config", "x", "--port", "a"]],
+    [
+        ["serve"],
+        ["nonsense"],
+        ["serve", "--config", "x", "--port", "65536"],
+        ["serve", "--config", "x", "--port", "a"],
+        ["serve", "--config", "x", "--hostfile", "/nowhere"],
+        ["engine", "--config", "x", "--hostfile", "/nowhere"],
+    ],
 )
 def test_a_wrong_command_line_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):

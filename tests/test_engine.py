@@ -331,6 +331,29 @@ async def test_death_ends_every_request() -> None:
         assert engine.state is EngineState.DEAD
 
 
+async def test_giving_up_ends_every_request_with_the_reason() -> None:
+    """Whatever the executor does: it may wait for ever for a rank that is gone."""
+    executor = FakeExecutor(step_s=0.005)
+    engine = Engine(executor)
+    engine.start()
+    states: list[EngineState] = []
+    engine.on_state.append(states.append)
+    reading = [asyncio.create_task(collect(await engine.submit((i,), greedy(1000)))) for i in range(3)]
+    await asyncio.sleep(0.02)
+    executor.hang()
+    engine.give_up("rank 1 is gone")
+    engine.give_up("and so is rank 2")
+    ends = await asyncio.gather(*reading, return_exceptions=True)
+    assert [(type(end), str(end)) for end in ends] == [(EngineDead, "rank 1 is gone")] * 3
+    assert states == [EngineState.DEAD]
+    assert str(await engine.wait_dead()) == "rank 1 is gone"
+    with pytest.raises(EngineDead, match="rank 1 is gone"):
+        await engine.submit(PROMPT, greedy())
+    await engine.stop()  # does not wait for the executor
+    executor.shutdown()
+    await asyncio.to_thread(engine._pump_thread.join)
+
+
 class _BuggyExecutor(FakeExecutor):
     def await_chunks(self, timeout: float) -> list[TokenChunk]:
         if self.open_requests():

@@ -11,14 +11,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from briton.job.hub import Departure, Hub
+from briton.job.messages import encode
 from briton.v1 import engine_pb2 as pb
 from briton.v1 import engine_pb2_grpc as pb_grpc
 from tests.fake_engine import write_tokenizer
+from tests.job.jobs import Events, introduce
+from tests.processes import wait_until
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -31,17 +36,20 @@ trt_llm:
 briton:
   drain_timeout_s: %s
 """
-# argv: config, engine directory, port, what create_executor does
+# argv: config, engine directory, port, what create_executor does, and for rank 0 of several: its hub
 PROGRAM = """
 import sys, time, threading
 from pathlib import Path
+from types import SimpleNamespace
 import briton.engine_process as engine_process
 from briton.config import load_config
 from briton.errors import BuildError
+from briton.job.member import Member
+from briton.job.messages import HubAddress
 from briton.logs import configure_logging
 from tests.fake_executor import FakeExecutor
 
-def create_executor(config, engine_dir):
+def create_executor(config, engine_dir, seat):
     how = sys.argv[4]
     if how == "slow":
         time.sleep(1.0)
@@ -50,6 +58,8 @@ def create_executor(config, engine_dir):
     if how == "broken":
         raise BuildError("rank0.safetensors is truncated")
     executor = FakeExecutor(step_s=0.01)
+    if how == "hangs":
+        threading.Timer(0.5, executor.hang).start()
     if how == "dies":
         threading.Timer(0.5, executor.fail, ("out of memory",)).start()
     return executor
@@ -57,8 +67,11 @@ def create_executor(config, engine_dir):
 engine_process.create_executor = create_executor
 config = load_config(Path(sys.argv[1]))
 configure_logging("info", "text", process="engine")
+seat = None
+if len(sys.argv) > 5:
+    seat = SimpleNamespace(member=Member(HubAddress.parse(sys.argv[5]), 0))
 try:
-    code = engine_process.run_engine(config, Path(sys.argv[2]), host="127.0.0.1", port=int(sys.argv[3]))
+    code = engine_process.run_engine(config, Path(sys.argv[2]), host="127.0.0.1", port=int(sys.argv[3]), seat=seat)
 except Exception as error:
     print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
     code = 7
@@ -69,7 +82,9 @@ raise SystemExit(code)
 class Process:
     """A running engine process. `lines` are those of its standard error."""
 
-    def __init__(self, directory: Path, how: str, *, port: int = 0, drain_timeout_s: float = 10) -> None:
+    def __init__(
+        self, directory: Path, how: str, *, port: int = 0, drain_timeout_s: float = 10, hub: Hub | None = None
+    ) -> None:
         config = directory / "config.yaml"
         config.write_text(CONFIG % drain_timeout_s)
         if not port:
@@ -78,8 +93,9 @@ class Process:
                 port = probe.getsockname()[1]
         self.port = port
         write_tokenizer(directory / "engine")
+        address = [] if hub is None else [str(hub.address)]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(config), str(directory / "engine"), str(port), how],
+            [sys.executable, "-c", PROGRAM, str(config), str(directory / "engine"), str(port), how, *address],
             cwd=ROOT,
             stderr=subprocess.PIPE,
             text=True,
@@ -132,8 +148,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts a process; whatever runs at the end of the test is killed."""
     started: list[Process] = []
 
-    def start_process(how: str, **options: float) -> Process:
-        started.append(Process(tmp_path, how, **options))  # type: ignore[arg-type]
+    def start_process(how: str, **options: Any) -> Process:
+        started.append(Process(tmp_path, how, **options))
         return started[-1]
 
     yield start_process
@@ -219,3 +235,80 @@ def test_a_port_in_use(start: Start) -> None:
         assert engine.exit_code() == 7
     assert len(engine.lines) == 1
     assert f"port {port} on 127.0.0.1 is in use" in engine.lines[0]
+
+
+# Rank 0 of several. The other rank is a connection of the test's.
+
+
+@pytest.fixture
+def job() -> Iterator[tuple[Hub, Events, socket.socket]]:
+    """A job of two: its hub, what that reports, and rank 1."""
+    events = Events()
+    hub = Hub(2, events.put)
+    hub.start()
+    with introduce(hub, 1) as other:
+        yield hub, events, other
+    hub.close()
+
+
+Job = tuple[Hub, Events, socket.socket]
+
+
+def fail(other: socket.socket, message: str) -> float:
+    """Rank 1 fails; returns when."""
+    other.sendall(encode("failed", message=message, exit_code=1))
+    return time.monotonic()
+
+
+@pytest.mark.parametrize("how", ["at once", "hangs"])
+def test_the_failure_of_another_rank_ends_open_requests(start: Start, job: Job, how: str) -> None:
+    """And the process, though its executor may wait for that rank for ever."""
+    hub, events, other = job
+    engine = start(how, hub=hub)
+    engine.wait_for(SERVING)
+    answers = engine.generate(2000)
+    next(answers)
+    if how == "hangs":
+        time.sleep(0.6)
+    failed_at = fail(other, "out of memory")
+    with pytest.raises(grpc.RpcError, match=r"rank 1 on elsewhere: out of memory") as caught:
+        count(answers)
+    assert time.monotonic() - failed_at < 1
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+    assert engine.exit_code() == 1
+    assert time.monotonic() - failed_at < 4
+    assert any("the engine ends: rank 1 on elsewhere: out of memory" in line for line in engine.lines)
+    assert events.failure().rank == 1
+    assert events.next() == Departure()
+
+
+def test_the_failure_of_another_rank_ends_the_loading(start: Start, job: Job) -> None:
+    """The thread that loads waits for that rank for ever, and was waited for."""
+    hub, _, other = job
+    engine = start("never", hub=hub)
+    engine.wait_for(NOT_SERVING)
+    failed_at = fail(other, "no room")
+    assert engine.exit_code() == 1
+    assert time.monotonic() - failed_at < 2
+    assert engine.lines[-1].endswith("the engine ends: rank 1 on elsewhere: no room")
+
+
+def test_the_hub_asks_for_a_drain(start: Start, job: Job) -> None:
+    hub, _, _ = job
+    engine = start("at once", hub=hub)
+    engine.wait_for(SERVING)
+    answers = engine.generate(60)
+    next(answers)
+    assert hub.drain()
+    assert 1 <= count(answers) < 60
+    assert engine.exit_code() == 0
+    assert any(line.endswith("drained") for line in engine.lines)
+
+
+def test_a_drain_while_loading_is_no_failure(start: Start, job: Job) -> None:
+    hub, events, _ = job
+    engine = start("never", hub=hub)
+    engine.wait_for(NOT_SERVING)
+    wait_until(hub.drain)
+    assert engine.exit_code() == 0
+    assert events.next() == Departure()

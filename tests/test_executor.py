@@ -35,7 +35,7 @@ def settings_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SettingsOf:
         file = tmp_path / "config.yaml"
         file.write_text(yaml.safe_dump({"trt_llm": {"build": build}}))
         seen: list[LocalSettings] = []
-        monkeypatch.setattr(loader, "load_local_executor", lambda directory, settings, name: seen.append(settings))
+        monkeypatch.setattr(loader, "load_local_executor", lambda directory, settings, *others: seen.append(settings))
         create_executor(load_config(file), tmp_path)
         return seen[0]
 

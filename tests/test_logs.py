@@ -63,6 +63,17 @@ def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ValueError: two\nlines" in entry["traceback"]
 
 
+def test_a_rank_is_told_where_there_are_several(capsys: pytest.CaptureFixture[str]) -> None:
+    for log_format in ("text", "json"):
+        configure_logging("info", log_format, process="engine", rank=1)
+        logging.getLogger("briton.engine").info("ready")
+    text, line = capsys.readouterr().err.splitlines()
+    assert text.endswith(" INFO briton.engine: rank 1: ready")
+    assert is_routine(text)
+    assert json.loads(line)["process"] == "engine rank 1"
+    assert json.loads(line)["message"] == "ready"
+
+
 def test_lines_of_a_child_as_text_and_as_json() -> None:
     stream = io.StringIO()
     writer = LineWriter(stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import signal
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from briton.config import load_config
 from briton.errors import ConfigError
+from briton.logs import LineWriter
 from briton.probes import claim_port, local_host
-from briton.serve import Addresses, banner
+from briton.serve import Addresses, banner, child_specs
 from tests.processes import free_port, is_running, wait_until
 
 PROGRAM = Path(__file__).with_name("serve_with_fakes.py")
@@ -175,6 +178,17 @@ def test_port_0_takes_a_free_port(serve: Serve) -> None:
     process.terminate()
     process.communicate(timeout=10)
     assert process.returncode == 0
+
+
+def test_a_hostfile_is_the_engines(config: Path, tmp_path: Path) -> None:
+    writer = LineWriter(io.StringIO())
+    loaded, addresses = load_config(config), Addresses("127.0.0.1", 1, 2)
+    hosts = tmp_path / "hosts"
+    engine, gateway = child_specs(loaded, tmp_path, addresses, writer, hostfile=hosts)
+    assert engine.command[-2:] == ("--hostfile", str(hosts))
+    assert "--hostfile" not in gateway.command
+    engine, _ = child_specs(loaded, tmp_path, addresses, writer)
+    assert "--hostfile" not in engine.command
 
 
 def test_a_lingering_connection_does_not_make_a_port_used() -> None:

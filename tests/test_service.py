@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from briton.errors import BritonError
 from briton.grpc_server import SERVICE, EngineServer
 from briton.guidance.compiler import GuideCompiler
 from briton.text.tokenizer import Tokenizer
-from briton.types import GenerationRequest, SamplingParams
+from briton.types import ExecutorStats, GenerationRequest, RankStats, SamplingParams
 from briton.v1 import engine_pb2 as pb
 from briton.v1 import engine_pb2_grpc as pb_grpc
 from tests.fake_engine import RunningEngine, run_fake_engine, write_tokenizer
@@ -499,6 +499,27 @@ async def test_model_info_and_stats(served: RunningEngine) -> None:
     assert stats.kv_blocks_total == FAKE_INFO.kv_cache_tokens // FAKE_INFO.kv_block_size
 
 
+class _OfTwoRanks(FakeExecutor):
+    RANKS = (
+        RankStats(0, "left", 11, 1000, 2000, 9000, 500, 4.0, 1.0, 0.25, 0.5),
+        RankStats(1, "right", 12, 1001, 2001, 9001, 501, 4.5, 1.5, 0.0, 0.75),
+    )
+
+    def stats(self) -> ExecutorStats:
+        return replace(super().stats(), ranks=self.RANKS)
+
+
+async def test_stats_of_ranks() -> None:
+    """Every field under its own name; nothing where there is one rank."""
+    async with run_fake_engine(_OfTwoRanks()) as running:
+        stats = await running.stub.GetStats(pb.GetStatsRequest())
+        assert [{f.name: getattr(rank, f.name) for f in rank.DESCRIPTOR.fields} for rank in stats.ranks] == [
+            asdict(rank) for rank in _OfTwoRanks.RANKS
+        ]
+    async with run_fake_engine(FakeExecutor()) as running:
+        assert not (await running.stub.GetStats(pb.GetStatsRequest())).ranks
+
+
 async def health_of(running: RunningEngine, service: str = "") -> int:
     stub = health_pb2_grpc.HealthStub(running.channel)
     answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
@@ -556,6 +577,21 @@ async def test_a_dead_executor() -> None:
         assert "out of memory" in error.details()
         await until_health(running, NOT_SERVING)
         assert (await refusal(running.stub, ask([1]))).code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_an_engine_that_is_given_up() -> None:
+    """As when another rank has died: the reason reaches every client, though the executor never returns."""
+    executor = FakeExecutor(step_s=0.005)
+    async with run_fake_engine(executor) as running:
+        reading = asyncio.create_task(refusal(running.stub, ask([1], sampling={"max_tokens": 2000})))
+        await until(lambda: running.engine.num_open == 1)
+        executor.hang()
+        running.engine.give_up("rank 1 on right is gone")
+        for error in (await reading, await refusal(running.stub, ask([1]))):
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            assert "rank 1 on right is gone" in error.details()
+        await until_health(running, NOT_SERVING)
+        executor.hang(False)
 
 
 async def test_a_hung_executor_is_not_healthy() -> None:

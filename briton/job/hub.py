@@ -50,6 +50,7 @@ class _Connection:
     lines: Lines
     rank: int | None = None  # None until it has introduced itself
     host: str = ""
+    pid_space: str = ""
     pid: int = 0
     heard_at: float = 0.0
     unsent: bytes = b""
@@ -63,15 +64,22 @@ class Hub:
     """Listens for `size` ranks; its thread runs from `start` to `close`."""
 
     def __init__(
-        self, size: int, on_event: Callable[[Failure | Departure], None], *, meeting_s: float = MEETING_S
+        self,
+        size: int,
+        on_event: Callable[[Failure | Departure], None],
+        *,
+        is_local: bool = False,
+        meeting_s: float = MEETING_S,
     ) -> None:
         """`on_event` is called from the hub's thread: once for a failure, when the members have been told; and when
-        rank 0 leaves."""
+        rank 0 leaves. `is_local`: all ranks are on this host, and nobody else is to reach the hub."""
         self._size = size
         self._on_event = on_event
-        self._listener = socket.create_server(("", 0), backlog=size + 8)
+        self._listener = socket.create_server(("127.0.0.1" if is_local else "", 0), backlog=size + 8)
         self._listener.setblocking(False)
-        self.address = HubAddress(_own_addresses(), self._listener.getsockname()[1], secrets.token_hex(16))
+        self.address = HubAddress(
+            ("127.0.0.1",) if is_local else _own_addresses(), self._listener.getsockname()[1], secrets.token_hex(16)
+        )
         self._connections: list[_Connection] = []
         self._gone: set[int] = set()  # ranks that have said farewell
         self._outbox: list[bytes] = []  # for all members
@@ -100,9 +108,9 @@ class Hub:
             self._outbox.append(encode("drain"))
         return True
 
-    def pids_on(self, host: str) -> list[int]:
-        """Processes of ranks on a host."""
-        return [c.pid for c in list(self._connections) if c.host == host and c.pid]
+    def pids_in(self, pid_space: str) -> list[int]:
+        """Processes of ranks, of those in one space of process numbers (`pid_space.pid_space`)."""
+        return [c.pid for c in list(self._connections) if c.pid_space == pid_space and c.pid]
 
     def _run(self) -> None:
         next_beat = seen = time.monotonic()
@@ -126,12 +134,13 @@ class Hub:
         for connection in self._connections:
             connection.socket.close()
         self._listener.close()
+        self._selector.close()
 
     def _beat(self) -> bytes:
         members = [c for c in self._connections if c.rank is not None]
         return encode(
             "beat",
-            peers=[[c.rank, c.host, c.pid] for c in members],
+            peers=[[c.rank, c.pid_space, c.pid] for c in members],
             stats=[c.stats for c in sorted(members, key=lambda c: c.rank or 0) if c.stats],
         )
 
@@ -154,7 +163,10 @@ class Hub:
             if connection.rank == 0 and self._failure is not None:
                 self._on_event(Departure())
             if connection.rank is not None and connection.rank not in self._gone:
-                self._fail(Failure(f"{name(connection.rank, connection.host)} is gone", rank=connection.rank))
+                gone = f"{name(connection.rank, connection.host)} is gone"
+                missing = self._missing() - {connection.rank}  # mpiexec, when it cannot start one, ends the others
+                told = f", and rank {_listed(missing)} of {self._size} had not started" if missing else ""
+                self._fail(Failure(gone + told, rank=connection.rank))
             elif connection.rank is None:
                 logger.debug("a connection that was no rank's: %s", error)
 
@@ -164,7 +176,8 @@ class Hub:
         if connection.rank is None:
             if kind != "hello" or not hmac.compare_digest(str(message["token"]), self.address.token):
                 raise ConnectionError("a stranger")
-            connection.host, connection.pid = str(message["host"]), int(message["pid"])
+            connection.host = str(message["host"])
+            connection.pid_space, connection.pid = str(message["pid_space"]), int(message["pid"])
             connection.rank = int(message["rank"])
             logger.info("%s has joined, pid %d", name(connection.rank, connection.host), connection.pid)
         elif kind == "beat":
@@ -183,13 +196,12 @@ class Hub:
                 self._on_event(Departure())
 
     def _judge(self, now: float) -> None:
-        if self._gone:
+        if 0 in self._gone:
             return  # the job is ending: everybody leaves when it is done
-        members = {c.rank: c for c in self._connections if c.rank is not None}
-        if len(members) < self._size:
+        members = {c.rank: c for c in self._connections if c.rank is not None and c.rank not in self._gone}
+        if missing := self._missing():
             if now > self._deadline:
-                missing = ", ".join(str(rank) for rank in range(self._size) if rank not in members)
-                self._fail(Failure(f"rank {missing} of {self._size} did not start in time"))
+                self._fail(Failure(f"rank {_listed(missing)} of {self._size} did not start in time"))
             return
         states = {
             rank: RankState(c.host, now - c.heard_at, c.is_serving, c.progress, c.loading_silence_s)
@@ -198,8 +210,12 @@ class Hub:
         if verdict := judge(states):
             self._fail(Failure(verdict.message, rank=verdict.rank))
 
+    def _missing(self) -> set[int]:
+        """Ranks that have not come yet."""
+        return set(range(self._size)) - {connection.rank for connection in self._connections} - self._gone
+
     def _fail(self, failure: Failure) -> None:
-        if self._failure is not None or self._gone:
+        if self._failure is not None or 0 in self._gone:
             return
         self._failure = failure
         self._send(encode("abort", message=failure.message))
@@ -222,6 +238,10 @@ class Hub:
         self._selector.unregister(connection.socket)
         self._connections.remove(connection)
         connection.socket.close()
+
+
+def _listed(ranks: set[int]) -> str:
+    return ", ".join(map(str, sorted(ranks)))
 
 
 def _own_addresses() -> tuple[str, ...]:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import queue
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -18,6 +17,7 @@ import psutil
 
 from briton.errors import BritonError, ConfigError
 from briton.job.hub import Departure, Failure, Hub
+from briton.job.pid_space import pid_space
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +37,15 @@ class _Exit:
 class Launcher:
     """One job. `run` blocks until it has ended."""
 
-    def __init__(self, command: Sequence[str], size: int, environ: Mapping[str, str]) -> None:
-        """`command` starts `size` ranks; they get `environ`, and the hub's address in JOB_VARIABLE."""
+    def __init__(
+        self, command: Sequence[str], size: int, environ: Mapping[str, str], *, is_local: bool = False
+    ) -> None:
+        """`command` starts `size` ranks; they get `environ`, and the hub's address in JOB_VARIABLE. `is_local`: all of
+        them on this host."""
         self._command = list(command)
         self._environ = environ
         self._events: queue.SimpleQueue[_Exit | Failure | Departure | int] = queue.SimpleQueue()
-        self._hub = Hub(size, self._events.put)
+        self._hub = Hub(size, self._events.put, is_local=is_local)
 
     def run(self) -> int:
         """0 after a drain. Raises BritonError, or ConfigError where a rank did, with the reason.
@@ -107,7 +110,7 @@ class Launcher:
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         """End everything that the job has started on this host. Other hosts' ranks end when the hub does."""
-        pids = set(self._hub.pids_on(socket.gethostname()))
+        pids = set(self._hub.pids_in(pid_space()))
         with contextlib.suppress(psutil.Error):
             pids |= {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
         for pid in [process.pid, *pids]:

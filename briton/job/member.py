@@ -21,6 +21,7 @@ from typing import Any
 from briton.errors import BritonError
 from briton.job.memory import proportional_set_size
 from briton.job.messages import BEAT_S, HubAddress, Lines, encode
+from briton.job.pid_space import pid_space
 from briton.job.progress import Progress
 from briton.job.verdict import LOADING_SILENCE_S, SILENCE_S
 from briton.types import RankStats
@@ -32,25 +33,30 @@ _MEASURE_S = 5.0  # between two measurements of memory
 
 
 class Member:
-    """One rank's connection to its hub. `on_abort(reason)` and `on_drain()` are called from its thread."""
+    """One rank's connection to its hub. `on_abort(reason)` and, on rank 0, `on_drain()` are called from its thread; as
+    long as nobody has set them they end the process."""
 
     def __init__(self, address: HubAddress, rank: int) -> None:
         """Connect, and start the thread. Raises BritonError when no hub answers."""
         self.rank = rank
-        self.host = socket.gethostname()
+        self.host = socket.gethostname()  # for messages only
+        self._pid_space = pid_space()
         self.progress = Progress()  # written by the thread that runs the model
         self.on_abort: Callable[[str], None] = _leave
-        self.on_drain: Callable[[], None] = lambda: None
+        self.on_drain: Callable[[], None] = self._depart if rank == 0 else _ignore
         self.own_stats: Callable[[], RankStats] = lambda: RankStats(rank)
         self.is_serving = False
         self._loading_silence_s = LOADING_SILENCE_S
+        self._pss = 0  # bytes
         self._all_stats: list[dict[str, Any]] = []
         self._peers: list[tuple[int, str, int]] = []
         self._lock = threading.Lock()  # of the socket
         self._left = False
+        self._measured_at = -_MEASURE_S
         self._socket = _connect(address)
         self._lines = Lines(self._socket)
-        self._say(encode("hello", token=address.token, rank=rank, host=self.host, pid=os.getpid()))
+        place = {"host": self.host, "pid_space": self._pid_space, "pid": os.getpid()}
+        self._say(encode("hello", token=address.token, rank=rank, **place))
         self._thread = threading.Thread(target=self._run, name="job member", daemon=True)
         self._thread.start()
 
@@ -68,8 +74,11 @@ class Member:
         self._say(encode("loading", silence_s=seconds))
 
     def serve(self) -> None:
-        """This rank has loaded its part: from now on its silence is soon noticed."""
+        """This rank has loaded its part: from now on its silence is soon noticed. Told at once: a rank that is cut off
+        before it has said so is taken for one that loads."""
         self.is_serving = True
+        self._measured_at = -_MEASURE_S  # what it holds now is news
+        self._beat()
 
     def leave(self) -> None:
         """This rank is done, as it should be: nobody is to be alarmed when it ends. Idempotent."""
@@ -83,7 +92,6 @@ class Member:
 
     def _run(self) -> None:
         next_beat = heard_at = seen = time.monotonic()
-        measured_at, pss = -_MEASURE_S, 0
         while not self._left:
             try:
                 if select.select([self._socket], [], [], BEAT_S / 2)[0]:
@@ -100,35 +108,46 @@ class Member:
             if now - heard_at > (SILENCE_S if self.is_serving else self._loading_silence_s):
                 self._lost(f"the job's hub has not been heard of for {now - heard_at:.1f} s")
                 return
-            if now - measured_at > _MEASURE_S:
-                measured_at, pss = now, proportional_set_size()
+            if now - self._measured_at > _MEASURE_S:
+                self._measured_at, self._pss = now, proportional_set_size()
             if now >= next_beat:
                 next_beat = now + BEAT_S
-                self._beat(pss)
+                self._beat()
 
-    def _beat(self, pss: int) -> None:
+    def _beat(self) -> None:
         phase, *numbers = self.progress.snapshot()
-        stats = {**asdict(self.own_stats()), "host": self.host, "pid": os.getpid(), "pss_bytes": pss}
+        stats = {**asdict(self.own_stats()), "host": self.host, "pid": os.getpid(), "pss_bytes": self._pss}
         self._say(encode("beat", progress=[phase.value, *numbers], serving=self.is_serving, stats=stats))
 
     def _handle(self, message: dict[str, Any]) -> None:
         match message["kind"]:
             case "beat":
                 self._all_stats = message["stats"]
-                self._peers = [(rank, host, pid) for rank, host, pid in message["peers"]]
+                self._peers = [(rank, space, pid) for rank, space, pid in message["peers"]]
             case "abort":
                 self._left = True  # what follows is the end of the connection
                 self.on_abort(str(message["message"]))
             case "drain":
                 self.on_drain()
 
+    def _depart(self) -> None:
+        """The end of rank 0 before it serves: there is nothing to drain."""
+        self.leave()
+        logging.shutdown()
+        os._exit(0)
+
     def _lost(self, reason: str) -> None:
         """Without a hub nobody ends a rank that is stopped: those of this host are ended here."""
-        for rank, host, pid in self._peers:
-            if host == self.host and rank != self.rank:
+        for rank, space, pid in self._peers:
+            if space == self._pid_space and rank != self.rank:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
+        self._socket.close()
         self.on_abort(reason)
+
+
+def _ignore() -> None:
+    """Rank 0 drains; the others follow it."""
 
 
 def _leave(reason: str) -> None:

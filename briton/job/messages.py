@@ -58,7 +58,7 @@ class Lines:
         for line in lines:
             try:
                 message = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise ConnectionError("a line that is not JSON") from None
             if not isinstance(message, dict) or "kind" not in message:
                 raise ConnectionError("a line that is no message")

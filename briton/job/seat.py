@@ -74,9 +74,12 @@ def _world(thread_level: str) -> Any:
 
 
 def _own_hub(world: Any) -> HubAddress:
+    from mpi4py import MPI
+
+    is_local = world.Split_type(MPI.COMM_TYPE_SHARED).Get_size() == world.Get_size()
     address = None
     if world.Get_rank() == 0:
-        hub = Hub(world.Get_size(), _tell)
+        hub = Hub(world.Get_size(), _tell, is_local=is_local)
         hub.start()
         address = str(hub.address)
     return HubAddress.parse(world.bcast(address))

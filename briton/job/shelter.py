@@ -14,10 +14,10 @@ OUTLIVE_S = 6.0  # longer than `launcher` waits for rank 0's farewell
 _PR_SET_PDEATHSIG = 1
 
 
-def enter_shelter() -> None:
+def enter_shelter(outlive_s: float = OUTLIVE_S) -> None:
     """Fork: the child returns, and is the rank; the parent never does. To be called before there are threads.
 
-    The parent passes SIGTERM and SIGINT on, ends with the rank when that ends well, and OUTLIVE_S later with the same
+    The parent passes SIGTERM and SIGINT on, ends with the rank when that ends well, and `outlive_s` later with the same
     exit code when it does not. The rank is killed when the parent ends, even if it is stopped (Linux).
     """
     parent = os.getpid()
@@ -36,7 +36,7 @@ def enter_shelter() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     if code != 0:
-        time.sleep(OUTLIVE_S)
+        time.sleep(outlive_s)
     os._exit(code if code >= 0 else 128 - code)
 
 

@@ -48,7 +48,9 @@ class StepGraph:
             # max_context_len must stay 0-d: np.ascontiguousarray would make it 1-d, and the call would be refused
             array = np.array(value, np.int32) if name == "max_context_len" else value
             self._request.set_tensor(name, ov.Tensor(array))
-        self._request.infer()
+        # infer() swallows what a node raises when the plugin has one thread (2026.4.1), and leaves half a step's logits
+        self._request.start_async()
+        self._request.wait()
         logits: NDArray[np.float32] = self._request.get_tensor("logits").data
         return logits[:num_rows]
 

@@ -33,6 +33,7 @@ def test_defaults(load_changed: LoadChanged) -> None:
             "compile_memory_bytes": 2 * 1024**3,
             "whitespace_pattern": r"[\x20\x0A]{1,4}",
         },
+        "mpi": {"mpiexec": None, "hostfile": None, "arguments": ()},
         "logging": {"level": "info", "format": "text"},
     }
 
@@ -62,6 +63,9 @@ def test_defaults(load_changed: LoadChanged) -> None:
         ("guided_decoding.max_depth", 1.5),
         ("guided_decoding.compile_timeout_s", 0),
         ("guided_decoding.whitespace_pattern", "["),
+        ("mpi.mpiexec", ""),
+        ("mpi.hostfile", 3),
+        ("mpi.arguments", "-launcher ssh"),
         ("logging.level", "trace"),
         ("logging.format", "xml"),
         ("logging", []),
@@ -73,7 +77,12 @@ def test_bad_values(refusal: Refusal, field: str, value: object) -> None:
 
 @pytest.mark.parametrize(
     ("key", "suggestion"),
-    [("http_prot", "http_port"), ("local.thread", "threads"), ("logging.levels", "level")],
+    [
+        ("http_prot", "http_port"),
+        ("local.thread", "threads"),
+        ("mpi.host_file", "hostfile"),
+        ("logging.levels", "level"),
+    ],
 )
 def test_unknown_keys_are_errors(refusal: Refusal, key: str, suggestion: str) -> None:
     error = refusal({f"briton.{key}": 1})
@@ -105,3 +114,13 @@ def test_free_ports_may_both_be_zero(load_changed: LoadChanged) -> None:
 def test_cache_dir_is_relative_to_the_file(load_changed: LoadChanged, tmp_path: Path) -> None:
     assert load_changed({"briton.cache_dir": "cache"}).briton.cache_dir == tmp_path / "cache"
     assert load_changed({"briton.cache_dir": "/var/cache"}).briton.cache_dir == Path("/var/cache")
+
+
+def test_how_ranks_are_started(load_changed: LoadChanged) -> None:
+    mpi = {"mpiexec": "/opt/mpiexec", "hostfile": "hosts", "arguments": ["-launcher", "ssh"]}
+    section = load_changed({"briton.mpi": mpi}).briton.mpi
+    assert (section.mpiexec, section.hostfile, section.arguments) == (
+        "/opt/mpiexec",
+        Path("hosts"),
+        ("-launcher", "ssh"),
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from briton.config import load_environment
+from briton.config.environment import child_variables
 from briton.errors import ConfigError
 
 
@@ -95,3 +96,36 @@ def test_debug() -> None:
     assert load_environment({"BRITON_DEBUG": "1"}).debug
     assert not load_environment({"BRITON_DEBUG": "0"}).debug
     assert not load_environment({}).debug
+
+
+@pytest.mark.parametrize(
+    ("variables", "rank", "size"),
+    [
+        ({}, None, None),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, 1, 2),  # MPICH, and Slurm's pmi2
+        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, 0, 1),
+        ({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "PMIX_RANK": "3"}, 3, 4),
+        ({"PMIX_RANK": "5"}, 5, None),
+        ({"PMI_RANK": "", "PMIX_RANK": "-1", "PMI_SIZE": "two"}, None, None),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, None, None),  # sbatch's script is nobody's rank
+    ],
+)
+def test_a_rank_of_mpi(variables: dict[str, str], rank: int | None, size: int | None) -> None:
+    environment = load_environment(variables)
+    assert (environment.mpi_rank, environment.mpi_size) == (rank, size)
+
+
+def test_the_jobs_hub_is_not_shown() -> None:
+    """Its token lets anybody in."""
+    assert load_environment({}).job is None
+    environment = load_environment({"BRITON_JOB": "hunter4@1@host"})
+    assert environment.job == "hunter4@1@host"
+    assert "hunter4" not in repr(environment)
+
+
+def test_what_a_child_gets_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "mine")
+    variables = child_variables()
+    assert variables["HF_TOKEN"] == "mine"
+    variables["HF_TOKEN"] = "another"
+    assert load_environment().hf_token == "mine"

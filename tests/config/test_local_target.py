@@ -66,8 +66,7 @@ def test_kv_cache_dtype_of_the_config_wins(load_changed: LoadChanged, dtype: str
     ("changes", "field"),
     [
         ({"trt_llm.build.base_model": "encoder"}, "trt_llm.build.base_model"),
-        ({"trt_llm.build.tensor_parallel_count": 2}, "trt_llm.build.tensor_parallel_count"),
-        ({"trt_llm.build.pipeline_parallel_count": 2}, "trt_llm.build.tensor_parallel_count"),
+        ({"trt_llm.build.pipeline_parallel_count": 2}, "trt_llm.build.pipeline_parallel_count"),
         ({"briton.executor": "trtllm"}, "briton.executor"),
     ],
 )

@@ -41,9 +41,9 @@ def config_for(
     return load_config(path)
 
 
-def open_engine(directory: Path) -> Arrays:
-    """Every array of rank 0 as it is stored (BF16 as uint16)."""
-    content = (directory / rank_file(0)).read_bytes()
+def open_engine(directory: Path, rank: int = 0) -> Arrays:
+    """Every array of a rank as it is stored (BF16 as uint16)."""
+    content = (directory / rank_file(rank)).read_bytes()
     (size,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + size])
     header.pop("__metadata__")

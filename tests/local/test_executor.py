@@ -17,7 +17,7 @@ from briton.errors import EngineDead, InvalidRequest, QueueFull
 from briton.local.executor import LocalExecutor
 from briton.local.plan import StepInputs
 from briton.local.settings import SchedulerPolicy
-from briton.types import FinishReason, GenerationRequest, SamplingParams, TokenChunk
+from briton.types import FinishReason, GenerationRequest, RankStats, SamplingParams, TokenChunk
 from tests.local.paged_model import PagedModel, greedy, model_info
 from tests.scripted_guide import ScriptedGuide
 
@@ -327,3 +327,35 @@ def test_preemption_changes_no_draw_penalty_or_guide() -> None:
         return tokens
 
     assert outputs(together=True) == outputs(together=False)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_other_ranks_are_let_go_after_the_last_step_but_not_after_a_failure(broken: bool) -> None:
+    """By the thread that computes. After a failure they may wait in the middle of a step: nothing can be said."""
+    info = model_info()
+    model = Gate(PagedModel(info.kv_cache_tokens // info.kv_block_size, info.kv_block_size))
+    model.open.set()
+    model.broken = broken
+    closed: list[str] = []
+    executor = LocalExecutor(
+        info,
+        model.forward,
+        policy="guaranteed_no_evict",
+        close=lambda: closed.append(threading.current_thread().name),
+    )
+    executor.submit(GenerationRequest(0, (1, 2, 3), GREEDY))
+    collect(executor, 1)
+    assert closed == []
+    executor.shutdown()
+    executor.shutdown()
+    assert closed == ([] if broken else ["briton-local-executor"])
+
+
+def test_stats_of_ranks_are_asked_for_each_time() -> None:
+    info = model_info()
+    said = [(RankStats(0),), (RankStats(0, step_s=1.0), RankStats(1))]
+    executor = LocalExecutor(info, PagedModel(1, 1).forward, policy="guaranteed_no_evict", rank_stats=lambda: said[-1])
+    assert executor.stats().ranks == said[1]
+    said.pop()
+    assert executor.stats().ranks == said[0]
+    executor.shutdown()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from briton.config import load_environment
-from briton.errors import BuildError
-from briton.local.loader import GENERATION_CONFIG, default_sampling, load_local_executor
+from briton.errors import BuildError, ConfigError
+from briton.local.loader import GENERATION_CONFIG, default_sampling, follow_local_executor, load_local_executor
 from briton.local.lookahead.costs import CostCurve
 from briton.local.model_runner import ModelRunner
+from briton.local.ranks.communicator import Communicator
 from briton.local.settings import KVCacheDtype, LocalSettings
 from briton.types import LookaheadConfig, SamplingParams
 from briton_engine_builder import build_engine
@@ -56,6 +59,31 @@ def test_an_engine_that_speculates(
     assert result.final.speculation.num_accepted_tokens > 0, "nothing is easier to guess"
     executor.shutdown()
     assert ("u8 KV cache" in caplog.text) is (kv_cache_dtype == "u8")
+
+
+def test_another_number_of_ranks_than_it_was_built_for(engine_dir: Path, tiny_llama: TinyLlama, tmp_path: Path) -> None:
+    """Both numbers are named, on every rank."""
+    config = config_for(tiny_llama(tmp_path), tmp_path, tensor_parallel_count=2)
+    two = build_engine(config, load_environment({"BRITON_CACHE_DIR": str(tmp_path / "cache")}), progress=False)
+    settings = LocalSettings(max_batch_size=1, max_num_tokens=32, max_queue_size=1, max_seq_len=64)
+
+    def load(directory: Path, rank: int, ranks: Communicator | None) -> None:
+        if ranks is None or rank == 0:
+            load_local_executor(directory, settings, "tiny", ranks)
+        else:
+            follow_local_executor(directory, settings, ranks, lambda: None)
+
+    def refusal(directory: Path, rank: int, size: int) -> str:
+        ranks = cast("Communicator", SimpleNamespace(rank=rank, size=size))
+        with pytest.raises(ConfigError) as caught:
+            load(directory, rank, None if size == 1 else ranks)
+        assert caught.value.field == "trt_llm.build.tensor_parallel_count"
+        return str(caught.value).removeprefix(f"{directory} ")
+
+    assert refusal(two, 0, 1) == "was built for 2 ranks; it is started with 1"
+    assert refusal(two, 0, 3) == "was built for 2 ranks; it is started with 3"
+    assert refusal(two, 2, 3) == "was built for 2 ranks; it is started with 3"
+    assert refusal(engine_dir, 1, 2) == "was built for 1 ranks; it is started with 2"
 
 
 def test_what_the_checkpoint_recommends(tmp_path: Path) -> None:

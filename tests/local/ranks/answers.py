@@ -1,6 +1,6 @@
 """A program for ranks: greedy answers and logits of an engine, the steps being the same whatever the number of ranks.
 
-    mpiexec -n N python -m tests.local.ranks.answers ENGINE_DIR OUT.npz NUM_PROMPTS MAX_TOKENS
+mpiexec -n N python -m tests.local.ranks.answers ENGINE_DIR OUT.npz NUM_PROMPTS MAX_TOKENS
 """
 
 from __future__ import annotations

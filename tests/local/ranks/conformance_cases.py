@@ -1,4 +1,4 @@
-"""The executor's specification over several ranks; run inside rank 0 by `conformance_ranks`, not collected from here."""
+"""The executor's specification over several ranks; run inside rank 0 by `conformance_ranks`, not collected here."""
 
 from __future__ import annotations
 

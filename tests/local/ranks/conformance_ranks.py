@@ -1,6 +1,6 @@
 """A program for ranks: rank 0 runs the conformance tests, and invites the others to each executor that they make.
 
-    mpiexec -n N python -m tests.local.ranks.conformance_ranks ENGINE_DIR
+mpiexec -n N python -m tests.local.ranks.conformance_ranks ENGINE_DIR
 """
 
 from __future__ import annotations
