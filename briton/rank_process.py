@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 def run_rank(config: Config, engine_dir: Path, *, host: str, port: int, rank: int, member: Member | None) -> int:
     """Serve as rank 0, or follow, until rank 0 ends. Returns 0 after a drain; a rank that fails ends its process."""
-    seat = take_seat(rank, config.world_size, choose_executor(config).name, member)
+    seat = take_seat(rank, config.world_size, member, choose_executor(config).name)
     try:
         code = _serve(config, engine_dir, host, port, seat) if rank == 0 else _follow(config, engine_dir, seat)
     except BaseException as error:

@@ -26,7 +26,7 @@ class Seat:
     member: Member
 
 
-def take_seat(rank: int, size: int, executor: Literal["local", "trtllm"], member: Member | None) -> Seat:
+def take_seat(rank: int, size: int, member: Member | None, executor: Literal["local", "trtllm"] = "local") -> Seat:
     """Join the other ranks over MPI.
 
     `member` is this rank's membership where a launcher of ours has started it; without it (mpiexec or srun was called
