@@ -74,10 +74,10 @@ def run_engine_command(
         from briton.engine_process import run_engine
 
         return run_engine(config, engine_dir, host=options.host, port=options.port)
-    return _run_job(config, engine_dir, options)
+    return _run_job(config, engine_dir, options, may_spread=environment.has_mpi_hosts)
 
 
-def _run_job(config: Config, engine_dir: Path, options: EngineOptions) -> int:
+def _run_job(config: Config, engine_dir: Path, options: EngineOptions, *, may_spread: bool) -> int:
     from briton.job.launcher import JOB_VARIABLE, Launcher
     from briton.job.mpiexec import find_mpiexec
 
@@ -93,7 +93,7 @@ def _run_job(config: Config, engine_dir: Path, options: EngineOptions) -> int:
         hostfile=hostfile,
         arguments=mpi.arguments,
     )
-    is_local = hostfile is None and not mpi.arguments  # which may name hosts, too
+    is_local = hostfile is None and not mpi.arguments and not may_spread  # arguments may name hosts, too
     return Launcher(command, size, child_variables(), is_local=is_local).run()
 
 

@@ -112,6 +112,12 @@ def test_a_rank_debugs_as_its_launcher_does(config_of: ConfigOf) -> None:
     assert program[3:6] == ("briton", "--debug", "engine")
 
 
+def test_a_batch_system_may_spread_the_ranks(config_of: ConfigOf, runs: list[tuple[Any, ...]]) -> None:
+    """So ranks on other hosts have to reach the hub."""
+    run_engine_command(config_of(2), Path("engine"), OPTIONS, replace(ALONE, has_mpi_hosts=True))
+    assert runs[0][-1] is False
+
+
 def test_mpiexec_as_the_config_says(config_of: ConfigOf, runs: list[tuple[Any, ...]], tmp_path: Path) -> None:
     """A hostfile is beside the config, unless the command line has another."""
     (tmp_path / "hosts").touch()

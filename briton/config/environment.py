@@ -12,6 +12,7 @@ from briton.errors import ConfigError
 _SECRET_PREFIX = "TRUSS_SECRET_"
 _MPI_RANK_NAMES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 _MPI_SIZE_NAMES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+_MPI_HOSTS_NAMES = ("HYDRA_HOST_FILE", "SLURM_JOB_ID", "PBS_NODEFILE", "LSB_JOBID", "PE_HOSTFILE", "COBALT_NODEFILE")
 _TOKEN_NAMES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ACCESS_TOKEN")
 
 
@@ -27,6 +28,7 @@ class Environment:
     debug: bool = False  # BRITON_DEBUG: tracebacks with errors; any value but 0
     mpi_rank: int | None = None  # as whoever starts ranks tells it: MPICH, Slurm, Open MPI, PMIx; None: nobody did
     mpi_size: int | None = None  # the same; PMIx does not tell it
+    has_mpi_hosts: bool = False  # mpiexec may find hosts without a hostfile of ours: Hydra's own, or a batch system's
     job: str | None = field(default=None, repr=False)  # BRITON_JOB: where a rank finds its hub
 
     def hf_token_for(self, runtime_secret_name: str) -> str | None:
@@ -71,6 +73,7 @@ def load_environment(environ: Mapping[str, str] | None = None) -> Environment:
         debug=variables.get("BRITON_DEBUG", "0") != "0",
         mpi_rank=_first_number(variables, _MPI_RANK_NAMES),
         mpi_size=_first_number(variables, _MPI_SIZE_NAMES),
+        has_mpi_hosts=any(name in variables for name in _MPI_HOSTS_NAMES),
         job=variables.get("BRITON_JOB"),
     )
 

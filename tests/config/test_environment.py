@@ -129,3 +129,9 @@ def test_what_a_child_gets_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert variables["HF_TOKEN"] == "mine"
     variables["HF_TOKEN"] = "another"
     assert load_environment().hf_token == "mine"
+
+
+@pytest.mark.parametrize("name", ["HYDRA_HOST_FILE", "SLURM_JOB_ID"])
+def test_hosts_that_mpiexec_finds_by_itself(name: str) -> None:
+    assert load_environment({"HOME": "/home", name: "7"}).has_mpi_hosts
+    assert not load_environment({"HOME": "/home", name: " "}).has_mpi_hosts

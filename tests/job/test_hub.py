@@ -233,6 +233,7 @@ def test_a_rank_that_is_killed_is_noticed_at_once(start_hub: StartHub, join: Joi
     assert time.monotonic() - started < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_stopped_is_noticed(
     start_hub: StartHub, join: Join, start_program: StartProgram, rank: int
@@ -262,6 +263,7 @@ def test_a_collective_that_never_completes_is_noticed(start_hub: StartHub, join:
     assert failure.message.endswith("a collective never completed")
 
 
+@pytest.mark.slow
 def test_a_hub_that_was_stopped_itself_blames_nobody(start_hub: StartHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a laptop's lid, or all processes of a container: its clock has gone on, nobody could speak."""
     clock, ahead = time.monotonic, [0.0]
@@ -304,6 +306,7 @@ def test_every_rank_knows_what_all_say_of_themselves(start_hub: StartHub, join: 
     assert hub.pids_in("elsewhere") == []
 
 
+@pytest.mark.slow
 def test_a_member_in_the_middle_of_a_phase(start_hub: StartHub, join: Join) -> None:
     """Progress reaches the hub: a rank that computes for too long is named."""
     hub, events = start_hub(1)
@@ -331,6 +334,7 @@ def test_without_its_hub_a_rank_ends_and_takes_those_of_its_host_along(start_pro
     assert "the job's hub is gone" in zero.stderr.read()
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_stopped_is_as_good_as_gone(start_program: StartProgram) -> None:
     hub = start_program(HUB)
     address = first_line(hub)

@@ -91,6 +91,7 @@ def test_a_signal_drains(launch: Launch, number: signal.Signals) -> None:
     assert not list(job.directory.glob("*.told"))
 
 
+@pytest.mark.slow
 def test_ranks_that_do_not_follow_are_ended(launch: Launch) -> None:
     job = launch(2, "1=stay")
     job.await_all()
@@ -107,6 +108,7 @@ def test_a_signal_before_any_rank_has_joined(launch: Launch) -> None:
     assert job.end(3) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_signal_while_ranks_load(launch: Launch) -> None:
     """Rank 0 was asked to drain before it listened, and went on to serve."""
     job = launch(2, "0=load", "1=load")
@@ -154,6 +156,7 @@ def test_rank_0_has_its_farewell_though_others_stay(launch: Launch) -> None:
     assert job.told(0) == f"rank 1 on {HOST}: it has to refuse"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_stopped(launch: Launch, rank: int) -> None:
     """It cannot end by itself."""

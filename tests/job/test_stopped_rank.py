@@ -49,6 +49,7 @@ def stop_rank() -> Iterator[StopRank]:
         yield stop
 
 
+@pytest.mark.slow
 def test_as_soon_as_it_serves(stop_rank: StopRank) -> None:
     """Regression: until its next beat the hub took it for a rank that loads, which may be silent for a minute."""
     events: Events = queue.SimpleQueue()

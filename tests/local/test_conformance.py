@@ -61,6 +61,21 @@ class TestDynamicLookaheadBesideAWindow(TestMaxUtilization):
     limits = ExecutorLimits(lookahead=LookaheadConfig(3, 3, 2), enable_b10_lookahead=True)
 
 
+def compiled_settings(limits: ExecutorLimits) -> LocalSettings:
+    """What a compiled model is loaded with to have these limits."""
+    return LocalSettings(
+        max_batch_size=limits.max_batch_size,
+        max_num_tokens=100,
+        max_queue_size=limits.max_queue_size,
+        max_seq_len=limits.max_seq_len,
+        kv_cache_tokens=limits.kv_cache_tokens,
+        precision="f32",
+        lookahead=limits.lookahead,
+        enable_b10_lookahead=limits.enable_b10_lookahead,
+        max_draft_tokens=limits.max_draft_tokens,
+    )
+
+
 class TestCompiledModel(ExecutorConformance):
     """The same with a tiny Llama of random weights, in float32."""
 
@@ -69,15 +84,4 @@ class TestCompiledModel(ExecutorConformance):
         self.engine_dir = tiny_engine_dir
 
     def make_executor(self, limits: ExecutorLimits) -> Executor:
-        settings = LocalSettings(
-            max_batch_size=limits.max_batch_size,
-            max_num_tokens=100,
-            max_queue_size=limits.max_queue_size,
-            max_seq_len=limits.max_seq_len,
-            kv_cache_tokens=limits.kv_cache_tokens,
-            precision="f32",
-            lookahead=limits.lookahead,
-            enable_b10_lookahead=limits.enable_b10_lookahead,
-            max_draft_tokens=limits.max_draft_tokens,
-        )
-        return load_local_executor(self.engine_dir, settings, "tiny")
+        return load_local_executor(self.engine_dir, compiled_settings(limits), "tiny")
