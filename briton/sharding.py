@@ -9,14 +9,35 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from briton.errors import ConfigError
 
-if TYPE_CHECKING:
-    from briton.engine_dir import ModelConfig
-
 _UNIT = 32  # of split widths, where there are enough: quantized weights share a scale in groups of so many
+
+
+class Sizes(Protocol):
+    """What of a model is divided (`briton.engine_dir.ModelConfig`, `briton.model_shapes.ModelShapes`)."""
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Query heads."""
+        ...
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Heads that groups of query heads share."""
+        ...
+
+    @property
+    def intermediate_size(self) -> int:
+        """The MLP's inner width."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids."""
+        ...
 
 
 class Span(NamedTuple):
@@ -45,7 +66,7 @@ class Shard:
     vocab: Span  # token ids: rows of embedding and lm_head
 
 
-def shard_model(model: ModelConfig, num_ranks: int) -> tuple[Shard, ...]:
+def shard_model(model: Sizes, num_ranks: int) -> tuple[Shard, ...]:
     """The shards of all ranks. Raises ConfigError, naming both numbers, for more ranks than heads."""
     if num_ranks > model.num_attention_heads:
         raise ConfigError(

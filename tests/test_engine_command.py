@@ -197,7 +197,7 @@ def test_a_member_that_leaves(job: tuple[Environment, Events]) -> None:
 
 def test_a_hub_of_ranks_that_nobody_launched(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Rank 0 makes one, all join it; a failure is logged, a regular end is not."""
-    world = SimpleNamespace(Get_size=lambda: 1, Get_rank=lambda: 0, bcast=lambda address: address)
+    world = SimpleNamespace(Get_size=lambda: 1, Get_rank=lambda: 0, bcast=lambda address: address, Barrier=lambda: None)
     world.Split_type = lambda kind: world
     monkeypatch.setattr(seat, "_world", lambda thread_level: world)
     monkeypatch.setattr(
@@ -216,7 +216,9 @@ def test_a_hub_of_ranks_that_nobody_launched(monkeypatch: pytest.MonkeyPatch, ca
 
 @pytest.mark.parametrize("num_ranks", [1, 3])
 def test_another_number_of_ranks_than_the_configs(monkeypatch: pytest.MonkeyPatch, num_ranks: int) -> None:
-    monkeypatch.setattr(seat, "_world", lambda thread_level: SimpleNamespace(Get_size=lambda: num_ranks))
+    monkeypatch.setattr(
+        seat, "_world", lambda thread_level: SimpleNamespace(Get_size=lambda: num_ranks, Barrier=lambda: None)
+    )
     with pytest.raises(ConfigError, match=f"{num_ranks} ranks were started; the config asks for 2") as caught:
         seat.take_seat(0, 2, None)
     assert caught.value.field == "trt_llm.build.tensor_parallel_count"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from briton.errors import BritonError, ConfigError
@@ -36,6 +37,7 @@ def take_seat(rank: int, size: int, member: Member | None, executor: Literal["lo
     is_local = executor == "local"
     # One thread at a time calls MPI; TensorRT-LLM does so from several, and starts with nothing less.
     world = _world("serialized" if is_local else "multiple")
+    _forget_shared_files(world)
     if world.Get_size() != size:
         raise ConfigError(
             f"{world.Get_size()} ranks were started; the config asks for {size}"
@@ -71,6 +73,16 @@ def _world(thread_level: str) -> Any:
     except (ImportError, RuntimeError) as error:
         raise BritonError(f"mpi4py finds no MPI library: pip install 'briton[mpi]' ({error})") from None
     return MPI.COMM_WORLD
+
+
+def _forget_shared_files(world: Any) -> None:
+    """Take away the names of the memory that a host's ranks share, now that all of them have it: ranks that are killed
+    would leave their files in /dev/shm, and who finds that full cannot start."""
+    world.Barrier()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        name = line.partition("/dev/shm/")[2]
+        if name and not name.endswith(" (deleted)"):
+            Path("/dev/shm", name).unlink(missing_ok=True)
 
 
 def _own_hub(world: Any) -> HubAddress:

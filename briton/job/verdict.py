@@ -13,7 +13,7 @@ LIBRARY_LOADING_SILENCE_S = 1800.0  # TensorRT-LLM keeps the interpreter's lock 
 STUCK_S = 2.0  # all ranks wait for each other for so long: a collective that never completes
 # A rank may compute alone for so many times the longest computation between two collectives that any rank ever had
 # (a step of many more tokens than those before), and for STUCK_S in any case.
-PATIENCE = 50.0
+PATIENCE = 20.0
 
 
 @dataclass(frozen=True, slots=True)

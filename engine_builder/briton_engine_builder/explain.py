@@ -20,10 +20,12 @@ from briton.config.local_target import map_quantization
 from briton.config.serving import check_servable, choose_executor
 from briton.errors import ConfigError, Unsupported
 from briton.executor import local_settings
+from briton.job.mpiexec import Mpiexec
 from briton.local.memory import available_memory_bytes, num_kv_blocks
 from briton.local.settings import BLOCK_SIZE
 from briton.machine import LIBRARY, LIBRARY_VERSION, this_machine
 from briton.model_shapes import ModelShapes
+from briton.sharding import Shard, shard_model
 from briton.trtllm.library_objects import plain
 from briton.trtllm.memory import in_gib
 from briton.trtllm.plan import TrtllmPlan, gpu_of, plan_of
@@ -172,9 +174,13 @@ def _explain_local(config: Config, shapes: ModelShapes, reason: str) -> Explanat
             f"{' and '.join(SUPPORTED_ARCHITECTURES)}; --executor trtllm plans it for TensorRT-LLM",
             "trt_llm.build.checkpoint_repository.repo",
         )
+    shards = shard_model(shapes, config.tensor_parallel_size)
     target, settings = map_quantization(config), local_settings(config)
     max_seq_len = config.max_seq_len or shapes.max_position_embeddings
-    weights, per_token = _local_weights(shapes, target.attention, target.mlp), _local_kv(shapes, target.kv_cache)
+    on_ranks = [_local_weights(shapes, shard, target.attention, target.mlp) for shard in shards]
+    weights, num_heads = sum(on_ranks), sum(shard.key_value_heads.size for shard in shards)
+    per_token = _local_kv(shapes, num_heads, target.kv_cache)
+    most_heads = max(shard.key_value_heads.size for shard in shards)
     available = available_memory_bytes()
     tokens = num_kv_blocks(settings, max_seq_len, per_token * BLOCK_SIZE) * BLOCK_SIZE
     taken = weights + tokens * per_token
@@ -207,11 +213,11 @@ def _explain_local(config: Config, shapes: ModelShapes, reason: str) -> Explanat
         },
         "calibration": None,
         "executor_config": asdict(settings),
-        "launch": {"command": ["python", "-m", "briton", "engine", "--config", str(config.path)], "env": {}},
+        "launch": {"command": _local_command(config), "env": {}},
         "memory": {
-            "weights_bytes_per_rank": -(-weights // config.tensor_parallel_size),
+            "weights_bytes_per_rank": max(on_ranks),
             "kv_bytes_per_token": per_token,
-            "kv_cache_bytes_per_rank": tokens * per_token,
+            "kv_cache_bytes_per_rank": tokens * _local_kv(shapes, most_heads, target.kv_cache),
             "max_tokens_in_kv_cache": tokens,
             "full_length_requests": tokens // max_seq_len,
             "available_memory_bytes": available,
@@ -243,17 +249,30 @@ def _local_notes(config: Config, substitution: str | None, keeps_blocks: bool) -
     return [*notes, *config.warnings]
 
 
-def _local_weights(shapes: ModelShapes, attention: str, mlp: str) -> int:
-    """Bytes of the engine's matrices; embedding and lm_head are stored as attention is, a tied one once."""
-    tables = shapes.embedding_parameters * (1 if shapes.tie_word_embeddings else 2)
-    in_attention = shapes.num_hidden_layers * shapes.attention_parameters + tables
-    in_mlp = shapes.num_hidden_layers * shapes.dense_mlp_parameters
+def _local_command(config: Config) -> list[str]:
+    """As a user would type it, with the mpiexec that starts several ranks in front."""
+    program = ["python", "-m", "briton", "engine", "--config", str(config.path)]
+    if config.tensor_parallel_size == 1:
+        return program
+    command = Mpiexec("mpiexec", "hydra").command(
+        program, config.tensor_parallel_size, hostfile=config.mpi_hostfile, arguments=config.briton.mpi.arguments
+    )
+    return list(command)
+
+
+def _local_weights(shapes: ModelShapes, shard: Shard, attention: str, mlp: str) -> int:
+    """Bytes of one rank's matrices; embedding and lm_head are stored as attention is, a tied one once."""
+    hidden, layers = shapes.hidden_size, shapes.num_hidden_layers
+    tables = shard.vocab.size * hidden * (1 if shapes.tie_word_embeddings else 2)
+    in_attention = layers * 2 * hidden * shapes.head_dim * (shard.heads.size + shard.key_value_heads.size) + tables
+    in_mlp = layers * 3 * hidden * shard.intermediate.size
     return int(in_attention * _LOCAL_WEIGHT_BYTES[attention] + in_mlp * _LOCAL_WEIGHT_BYTES[mlp])
 
 
-def _local_kv(shapes: ModelShapes, dtype: str) -> int:
-    """Bytes of one token's keys and values. A u8 block of 32 tokens has 8 rows more of keys, 8 columns of values."""
-    heads = shapes.num_hidden_layers * shapes.num_key_value_heads
+def _local_kv(shapes: ModelShapes, num_heads: int, dtype: str) -> int:
+    """Bytes of one token's keys and values in so many heads. A u8 block of 32 tokens has 8 rows more of keys, 8 columns
+    of values."""
+    heads = shapes.num_hidden_layers * num_heads
     if dtype == "u8":
         return heads * (shapes.head_dim * 40 // 32 + shapes.head_dim + 8)
     return heads * 2 * shapes.head_dim * int(_LOCAL_WEIGHT_BYTES[dtype])

