@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -236,11 +237,66 @@ def test_lora_adapters(make_plan: MakePlan) -> None:
     assert plan.build.llm_arguments["enable_lora"] is True
     build = plain(plan.build.build_config)
     assert build["plugin_config"]["lora_plugin"] == "auto"
-    assert build["lora_config"] == {"lora_target_modules": ["attn_q", "attn_v"], "max_lora_rank": 16}
+    # the library has all of query, key and value, or none
+    assert build["lora_config"] == {"lora_target_modules": ["attn_q", "attn_v", "attn_k"], "max_lora_rank": 16}
+    reserved = plan.memory.reserved_bytes_per_rank - make_plan().memory.reserved_bytes_per_rank
+    assert reserved >= 2 * 2 * 16 * 32 * (8192 + 5120 + 5120)
+
+
+@pytest.mark.parametrize("rank", [8, 64])
+@pytest.mark.parametrize("adapters", [1, 3])
+@pytest.mark.parametrize("modules", [["q_proj"], ["down_proj"], ["q_proj", "o_proj", "up_proj"], []])
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_the_librarys_caches_hold_every_adapter(
+    make_plan: MakePlan, rank: int, adapters: int, modules: list[str], ranks: int
+) -> None:
+    """Regression: the cache on the device was counted at full rank, and the library at rank 1: it had room for a
+    fraction of one adapter, and the library does not start then. The arithmetic is peftCacheManager.cpp's."""
+    plan = make_plan(
+        {
+            f"{BUILD}.lora_adapters": {f"a{i}": {"source": "HF", "repo": "acme/a"} for i in range(adapters)},
+            f"{BUILD}.lora_configuration": {"max_lora_rank": rank, "lora_target_modules": modules},
+            f"{BUILD}.tensor_parallel_count": ranks,
+        }
+    )
+    hidden, keys, mlp, layers = 4096, 1024, 14336, 32
+    widths = {
+        "attn_q": hidden + hidden // ranks,
+        "attn_k": hidden + keys // ranks,
+        "attn_v": hidden + keys // ranks,
+        "attn_dense": hidden // ranks + hidden,
+        "mlp_h_to_4h": hidden + mlp // ranks,
+        "mlp_gate": hidden + mlp // ranks,
+        "mlp_4h_to_h": mlp // ranks + hidden,
+    }
+    build = plain(plan.build.build_config)
+    used = [widths[module] for module in build["lora_config"]["lora_target_modules"]]
     cache = plain(plan.executor_config["peft_cache_config"])
-    assert cache["num_device_module_layer"] == 2 * 2 * 32
-    assert cache["max_adapter_size"] == 16
-    assert plan.memory.reserved_bytes_per_rank > make_plan().memory.reserved_bytes_per_rank
+    page_width = min(used)
+    for name in ("num_host_module_layer", "num_device_module_layer"):
+        slots = cache[name] * math.ceil(max(used) / page_width)
+        assert slots >= math.ceil(cache["max_adapter_size"] * sum(used) * layers / page_width)
+        needed = [math.ceil(rank * width / page_width) for width in used for _ in range(layers)]
+        per_page = cache["optimal_adapter_size"] * sum(math.ceil(width / page_width) for width in used) * layers
+        pages, in_page = 1, 0  # a row of an adapter is never divided over pages
+        for row in needed:
+            pages, in_page = (pages, in_page + row) if in_page + row <= per_page else (pages + 1, row)
+        assert math.ceil(slots / per_page) >= adapters * pages
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_adapters": {"..": {"source": "HF", "repo": "a/b"}}}, "is no file name"),
+        ({"lora_adapters": {"tiny": {"source": "HF", "repo": "a/b"}}}, "is the name of the served model itself"),
+        ({"lora_configuration": {"lora_target_modules": ["embed_tokens"]}}, "names embed_tokens; of LlamaFor"),
+    ],
+)
+def test_adapters_that_cannot_be(make_plan: MakePlan, changes: dict[str, Any], message: str) -> None:
+    adapters = {"lora_adapters": {"legal": {"source": "HF", "repo": "a/b"}}, **changes}
+    named = {"trt_llm.runtime.served_model_name": "tiny"}
+    with pytest.raises(ConfigError, match=message):
+        make_plan({**named, **{f"{BUILD}.{name}": value for name, value in adapters.items()}})
 
 
 def test_experts_on_ranks_of_their_own(make_plan: MakePlan) -> None:

@@ -1,0 +1,146 @@
+"""LoRA adapters (Hu et al. 2021) in TensorRT-LLM: which modules they change, and the caches that hold them.
+
+An adapter is two factors for each module and layer, A [rank, in] and B [out, rank]. The library knows it by a task id,
+gets its tensors once, and keeps them in a cache on the host and one on the GPU (peftCacheManager.cpp): both are made
+large enough for every adapter of the config, so that none is ever evicted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from briton.config.config import Config
+from briton.errors import ConfigError
+from briton.model_shapes import ModelShapes
+from briton.trtllm.library_objects import Call
+from briton.trtllm.parallel import Parallelism
+
+# Hugging Face's module names -> TensorRT-LLM's
+LORA_MODULES = {
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "o_proj": "attn_dense",
+    "gate_proj": "mlp_h_to_4h",
+    "up_proj": "mlp_gate",
+    "down_proj": "mlp_4h_to_h",
+}
+# The library's numbers of them, in a tensor that describes an adapter.
+LORA_MODULE_IDS = {
+    "attn_q": 1,
+    "attn_k": 2,
+    "attn_v": 3,
+    "attn_dense": 4,
+    "mlp_h_to_4h": 5,
+    "mlp_4h_to_h": 6,
+    "mlp_gate": 7,
+}
+_QKV = ("attn_q", "attn_k", "attn_v")
+_ROW_SPLIT = ("attn_dense", "mlp_4h_to_h")  # divided over ranks by their inputs, the others by their outputs
+_SIXTEEN_BIT = 2  # bytes
+_FIELD = "trt_llm.build.lora_adapters"
+
+
+@dataclass(frozen=True, slots=True)
+class LoraAdapter:
+    """An adapter: requests name it as their model, the engine knows it by its task id."""
+
+    name: str
+    task_id: int  # 1, 2, ... in the order of the config
+    source: str
+    repo: str
+    revision: str | None
+
+
+def lora_adapters(config: Config) -> tuple[LoraAdapter, ...]:
+    """The config's. Raises ConfigError for a name that could not be asked for, or is no file name."""
+    adapters = config.trt_llm.build.lora_adapters or {}
+    for name in adapters:
+        if name == config.served_model_name:
+            raise ConfigError(f"lora_adapters has {name!r}, which is the name of the served model itself", _FIELD)
+        if not name.strip("."):
+            raise ConfigError(f"lora_adapters has {name!r}, which is no file name", _FIELD)
+    return tuple(
+        LoraAdapter(name, number, repository.source.value, repository.repo, repository.revision)
+        for number, (name, repository) in enumerate(adapters.items(), start=1)
+    )
+
+
+def lora_modules(config: Config, shapes: ModelShapes) -> list[str]:
+    """The modules that adapters may change, in TensorRT-LLM's names; where the config names none, all of them, but for
+    the MLPs of a mixture of experts. The library has all of query, key and value, or none. Raises ConfigError."""
+    lora = config.trt_llm.build.lora_configuration
+    named = [LORA_MODULES.get(name, name) for name in (lora.lora_target_modules if lora is not None else [])]
+    for module in named:
+        if module not in LORA_MODULE_IDS or (shapes.num_experts and module.startswith("mlp")):
+            names = [hf for hf, own in LORA_MODULES.items() if not (shapes.num_experts and own.startswith("mlp"))]
+            raise ConfigError(
+                f"lora_target_modules names {module}; of {shapes.architecture}, adapters may change {', '.join(names)}",
+                "trt_llm.build.lora_configuration.lora_target_modules",
+            )
+    if not named:
+        return [module for module in LORA_MODULES.values() if not (shapes.num_experts and module.startswith("mlp"))]
+    missing = [module for module in _QKV if module not in named] if set(named) & set(_QKV) else []
+    return [*dict.fromkeys(named), *missing]
+
+
+def max_lora_rank(config: Config) -> int:
+    """The largest rank of an adapter; the schema's default is 64."""
+    lora = config.trt_llm.build.lora_configuration
+    return lora.max_lora_rank if lora is not None else 64
+
+
+def module_sizes(module: str, shapes: ModelShapes) -> tuple[int, int]:
+    """(inputs, outputs) of a module's matrix, over all ranks."""
+    hidden, mlp = shapes.hidden_size, shapes.intermediate_size
+    queries, keys = (heads * shapes.head_dim for heads in (shapes.num_attention_heads, shapes.num_key_value_heads))
+    sizes = {"attn_q": (hidden, queries), "attn_k": (hidden, keys), "attn_v": (hidden, keys)}
+    sizes |= {"attn_dense": (queries, hidden), "mlp_4h_to_h": (mlp, hidden)}
+    return sizes.get(module, (hidden, mlp))
+
+
+@dataclass(frozen=True, slots=True)
+class LoraCache:
+    """Pages of the library's caches, each of which holds one adapter of the largest rank: nothing is lost to rows that
+    do not fill a page. A slot is as wide as the narrowest module at rank 1."""
+
+    num_module_layers: int  # in units of the widest module at rank 1
+    rank: int
+    device_bytes: int  # of one rank
+
+    @property
+    def config(self) -> Call:
+        """PeftCacheConfig."""
+        return Call(
+            "PeftCacheConfig",
+            {
+                "num_host_module_layer": self.num_module_layers,
+                "num_device_module_layer": self.num_module_layers,
+                "optimal_adapter_size": self.rank,  # the size of a page
+                "max_adapter_size": self.rank,
+            },
+        )
+
+
+def lora_cache(config: Config, shapes: ModelShapes, parallelism: Parallelism) -> LoraCache | None:
+    """The caches of a config with adapters."""
+    adapters, rank = len(config.trt_llm.build.lora_adapters or {}), max_lora_rank(config)
+    if not adapters:
+        return None
+    widths = [_width(module, shapes, parallelism) for module in lora_modules(config, shapes)]
+    slot = min(widths)
+    widest = -(-max(widths) // slot)
+    page = parallelism.layers(shapes) * rank * sum(-(-width // slot) for width in widths)
+    module_layers = -(-adapters * page // widest)
+    pages = -(-module_layers * widest // page)
+    return LoraCache(module_layers, rank, pages * page * slot * _SIXTEEN_BIT)
+
+
+def _width(module: str, shapes: ModelShapes, parallelism: Parallelism) -> int:
+    """Both factors' elements at rank 1, on one rank."""
+    inputs, outputs = module_sizes(module, shapes)
+    if module in _ROW_SPLIT:
+        return inputs // parallelism.tensor + outputs
+    if module in ("attn_k", "attn_v"):
+        return inputs + parallelism.kv_heads(shapes) * shapes.head_dim
+    return inputs + outputs // parallelism.tensor
