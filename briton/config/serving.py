@@ -94,12 +94,6 @@ def _check_trtllm_servable(config: Config) -> None:
             "reranking or classification models",
             "trt_llm.build.base_model",
         )
-    if build.lora_adapters:
-        raise Unsupported(
-            f"lora_adapters names {', '.join(build.lora_adapters)}: the TensorRT-LLM executor does not load adapters "
-            "yet; merge one into the checkpoint, or take lora_adapters out",
-            "trt_llm.build.lora_adapters",
-        )
     if not config.has_checkpoint:
         raise Unsupported(
             "skip_build_result is set without a checkpoint_repository: there is nothing to build an engine from",
@@ -112,18 +106,23 @@ def _check_trtllm_servable(config: Config) -> None:
             "trt_llm.build.checkpoint_repository",
         )
     _check_source(config.checkpoint)
+    for name, adapter in config.lora_adapters.items():
+        field = f"trt_llm.build.lora_adapters.{name}"
+        if adapter.source is CheckpointSource.PYPI:
+            raise Unsupported(f"LoRA adapter {name}: TensorRT-LLM does not build from PyPI packages", f"{field}.source")
+        _check_source(adapter, field)
 
 
-def _check_source(checkpoint: CheckpointRepository) -> None:
+def _check_source(checkpoint: CheckpointRepository, field: str = "trt_llm.build.checkpoint_repository") -> None:
     if checkpoint.source not in LOCAL_SOURCES:
         raise Unsupported(
             f"checkpoints from {checkpoint.source} are runs of the hosted product's training, which only it can read: "
             "download the run's checkpoint and use LOCAL, or put it into S3, GCS, AZURE or a tar.gz for REMOTE_URL",
-            "trt_llm.build.checkpoint_repository.source",
+            f"{field}.source",
         )
     if checkpoint.revision is not None and checkpoint.source not in REVISION_SOURCES:
         raise Unsupported(
-            f"checkpoint_repository.revision is {checkpoint.revision!r}: checkpoints from {checkpoint.source} "
-            "have no revisions, put another one at another path",
-            "trt_llm.build.checkpoint_repository.revision",
+            f"{field.removeprefix('trt_llm.build.')}.revision is {checkpoint.revision!r}: checkpoints from "
+            f"{checkpoint.source} have no revisions, put another one at another path",
+            f"{field}.revision",
         )

@@ -13,7 +13,7 @@ from briton.config.config import Config
 from briton.model_shapes import ModelShapes
 from briton.trtllm.features import Features
 from briton.trtllm.library_objects import LLM_API, Call, Member
-from briton.trtllm.lora import LoraAdapter, lora_adapters, lora_modules, max_lora_rank
+from briton.trtllm.lora import LoraAdapter, lora_adapters, lora_cache, lora_modules, max_lora_rank
 from briton.trtllm.memory import TOKENS_PER_BLOCK
 from briton.trtllm.parallel import Parallelism
 from briton.trtllm.quantization import QuantizationPlan
@@ -21,6 +21,7 @@ from briton.trtllm.quantization import QuantizationPlan
 BUILDER_MODULE = "tensorrt_llm._tensorrt_engine"  # where LLM is
 _SPECULATIVE_MODE_MODULE = "tensorrt_llm.models.modeling_utils"
 _LORA_MODULE = "tensorrt_llm.lora_helper"
+_LLM_ARGS_MODULE = f"{LLM_API}.llm_args"
 _PLUGIN_MODULE = "tensorrt_llm.plugin"
 # The one dataset name that the library itself loads (any path with this word in it, name "3.0.0", column "article").
 _LIBRARY_DATASET = "cnn_dailymail"
@@ -47,6 +48,8 @@ class BuildPlan:
     llm_arguments: Mapping[str, Any]  # further keywords of LLM: parallelism, dtype
     build_config: Call  # tensorrt_llm.llmapi.BuildConfig
     speculative_config: Call | None = None  # tensorrt_llm.llmapi.LookaheadDecodingConfig
+    # tensorrt_llm.llmapi.llm_args.PeftCacheConfig: LLM starts an executor, too, whose default caches may be too small
+    peft_cache_config: Call | None = None
     builder_gpus: int = 1  # for conversion and calibration
     gpu: str | None = None  # an engine runs on the architecture that it was built on
     lora_adapters: tuple[LoraAdapter, ...] = field(default=())
@@ -73,6 +76,7 @@ def build_plan(
         arguments["moe_tensor_parallel_size"] = parallelism.tensor // parallelism.expert
     if build.lora_adapters:
         arguments["enable_lora"] = True
+    cache = lora_cache(config, shapes, parallelism)
     return BuildPlan(
         checkpoint={"source": checkpoint.source.value, "repo": checkpoint.repo, "revision": checkpoint.revision}
         if checkpoint
@@ -81,6 +85,7 @@ def build_plan(
         llm_arguments=arguments,
         build_config=_build_config(config, shapes, quantization, features, parallelism),
         speculative_config=_speculative_config(features),
+        peft_cache_config=cache.config(_LLM_ARGS_MODULE) if cache is not None else None,
         builder_gpus=build.num_builder_gpus or parallelism.world_size,
         gpu=gpu,
         lora_adapters=lora_adapters(config),

@@ -83,7 +83,7 @@ def executor_config(
         )
     cache = lora_cache(config, shapes, parallelism)
     if cache is not None:
-        arguments["peft_cache_config"] = cache.config
+        arguments["peft_cache_config"] = cache.config()
     return Call("ExecutorConfig", arguments)
 
 

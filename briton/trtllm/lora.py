@@ -8,11 +8,16 @@ large enough for every adapter of the config, so that none is ever evicted.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from briton.config.config import Config
-from briton.errors import ConfigError
+from briton.errors import BuildError, ConfigError
 from briton.model_shapes import ModelShapes
-from briton.trtllm.library_objects import Call
+from briton.trtllm.library_objects import EXECUTOR, Call
 from briton.trtllm.parallel import Parallelism
 
 # Hugging Face's module names -> TensorRT-LLM's
@@ -35,6 +40,11 @@ LORA_MODULE_IDS = {
     "mlp_4h_to_h": 6,
     "mlp_gate": 7,
 }
+WEIGHTS, DESCRIPTION = (
+    "model.lora_weights.npy",
+    "model.lora_config.npy",
+)  # an adapter's files, as the library names them
+BFLOAT16 = np.dtype("V2")  # numpy has none: as the library writes it
 _QKV = ("attn_q", "attn_k", "attn_v")
 _ROW_SPLIT = ("attn_dense", "mlp_4h_to_h")  # divided over ranks by their inputs, the others by their outputs
 _SIXTEEN_BIT = 2  # bytes
@@ -52,16 +62,37 @@ class LoraAdapter:
     revision: str | None
 
 
+def adapter_directory(engine: Path, name: str) -> Path:
+    """Where an engine directory has an adapter."""
+    return engine / "lora" / name
+
+
+def read_adapter(engine: Path, name: str) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    """(weights [rows, width], description [rows, 3]) of an adapter: a row is one module of one layer, its A and then
+    its B, padded; it is described by the module's id, the layer and the rank. Raises BuildError."""
+    directory = adapter_directory(engine, name)
+    try:
+        weights, description = (np.load(directory / file, allow_pickle=False) for file in (WEIGHTS, DESCRIPTION))
+    except (OSError, ValueError, EOFError) as error:
+        raise BuildError(f"the LoRA adapter in {directory} cannot be read: {error}; build the engine again") from None
+    if weights.ndim != 3 or description.ndim != 3 or weights.shape[:2] != description.shape[:2] or len(weights) != 1:
+        raise BuildError(
+            f"the LoRA adapter in {directory} has weights {weights.shape} and description {description.shape}: "
+            "build the engine again"
+        )
+    return weights[0], description[0]
+
+
 def lora_adapters(config: Config) -> tuple[LoraAdapter, ...]:
     """The config's. Raises ConfigError for a name that could not be asked for, or is no file name."""
-    adapters = config.trt_llm.build.lora_adapters or {}
+    adapters = config.lora_adapters
     for name in adapters:
         if name == config.served_model_name:
             raise ConfigError(f"lora_adapters has {name!r}, which is the name of the served model itself", _FIELD)
         if not name.strip("."):
             raise ConfigError(f"lora_adapters has {name!r}, which is no file name", _FIELD)
     return tuple(
-        LoraAdapter(name, number, repository.source.value, repository.repo, repository.revision)
+        LoraAdapter(name, number, repository.source.value, repository.public_repo, repository.revision)
         for number, (name, repository) in enumerate(adapters.items(), start=1)
     )
 
@@ -108,9 +139,8 @@ class LoraCache:
     rank: int
     device_bytes: int  # of one rank
 
-    @property
-    def config(self) -> Call:
-        """PeftCacheConfig."""
+    def config(self, module: str = EXECUTOR) -> Call:
+        """PeftCacheConfig: the executor's, or the one of the same fields that LLM takes."""
         return Call(
             "PeftCacheConfig",
             {
@@ -119,12 +149,13 @@ class LoraCache:
                 "optimal_adapter_size": self.rank,  # the size of a page
                 "max_adapter_size": self.rank,
             },
+            module,
         )
 
 
 def lora_cache(config: Config, shapes: ModelShapes, parallelism: Parallelism) -> LoraCache | None:
     """The caches of a config with adapters."""
-    adapters, rank = len(config.trt_llm.build.lora_adapters or {}), max_lora_rank(config)
+    adapters, rank = len(config.lora_adapters), max_lora_rank(config)
     if not adapters:
         return None
     widths = [_width(module, shapes, parallelism) for module in lora_modules(config, shapes)]
