@@ -98,21 +98,31 @@ def lora_adapters(config: Config) -> tuple[LoraAdapter, ...]:
 
 
 def lora_modules(config: Config, shapes: ModelShapes) -> list[str]:
-    """The modules that adapters may change, in TensorRT-LLM's names; where the config names none, all of them, but for
-    the MLPs of a mixture of experts. The library has all of query, key and value, or none. Raises ConfigError."""
-    lora = config.trt_llm.build.lora_configuration
+    """The modules that adapters may change, in TensorRT-LLM's names; where the config names none, all that the library
+    can change. It has all of query, key and value, or none. Raises ConfigError."""
+    lora, possible = config.trt_llm.build.lora_configuration, _possible_modules(shapes)
     named = [LORA_MODULES.get(name, name) for name in (lora.lora_target_modules if lora is not None else [])]
     for module in named:
-        if module not in LORA_MODULE_IDS or (shapes.num_experts and module.startswith("mlp")):
-            names = [hf for hf, own in LORA_MODULES.items() if not (shapes.num_experts and own.startswith("mlp"))]
+        if module not in possible:
+            names = ", ".join(name for name, own in LORA_MODULES.items() if own in possible)
             raise ConfigError(
-                f"lora_target_modules names {module}; of {shapes.architecture}, adapters may change {', '.join(names)}",
+                f"lora_target_modules names {module}: of {shapes.architecture} with its sizes, TensorRT-LLM's adapters "
+                f"may change {names}",
                 "trt_llm.build.lora_configuration.lora_target_modules",
             )
     if not named:
-        return [module for module in LORA_MODULES.values() if not (shapes.num_experts and module.startswith("mlp"))]
+        return possible
     missing = [module for module in _QKV if module not in named] if set(named) & set(_QKV) else []
     return [*dict.fromkeys(named), *missing]
+
+
+def _possible_modules(shapes: ModelShapes) -> list[str]:
+    """Not the MLPs of a mixture of experts; not attention's output where its heads are not as wide as the model, since
+    the library takes both for the same (loraModule.cpp)."""
+    refused = {"attn_dense"} if shapes.num_attention_heads * shapes.head_dim != shapes.hidden_size else set[str]()
+    if shapes.num_experts:
+        refused |= {module for module in LORA_MODULE_IDS if module.startswith("mlp")}
+    return [module for module in LORA_MODULES.values() if module not in refused]
 
 
 def max_lora_rank(config: Config) -> int:
@@ -154,10 +164,16 @@ class LoraCache:
 
 
 def lora_cache(config: Config, shapes: ModelShapes, parallelism: Parallelism) -> LoraCache | None:
-    """The caches of a config with adapters."""
+    """The caches of a config with adapters. Raises ConfigError for ranks that the library cannot divide them over."""
     adapters, rank = len(config.lora_adapters), max_lora_rank(config)
     if not adapters:
         return None
+    if parallelism.tensor > shapes.num_key_value_heads:
+        raise ConfigError(
+            f"lora_adapters over {parallelism.tensor} tensor-parallel ranks: the model has "
+            f"{shapes.num_key_value_heads} key-value heads, and TensorRT-LLM divides an adapter over no more",
+            _FIELD,
+        )
     widths = [_width(module, shapes, parallelism) for module in lora_modules(config, shapes)]
     slot = min(widths)
     widest = -(-max(widths) // slot)

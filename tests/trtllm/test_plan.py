@@ -284,12 +284,29 @@ def test_the_librarys_caches_hold_every_adapter(
         assert math.ceil(slots / per_page) >= adapters * pages
 
 
+def test_modules_that_the_library_has_no_adapters_for(make_plan: MakePlan) -> None:
+    """Its output projection's adapter is as wide as the model, whatever the heads are."""
+    adapters = {f"{BUILD}.lora_adapters": {"legal": {"source": "HF", "repo": "acme/legal"}}}
+    attention, mlp = ["attn_q", "attn_k", "attn_v"], ["mlp_h_to_4h", "mlp_gate", "mlp_4h_to_h"]
+    for model, modules in (
+        ("Qwen/Qwen2.5-7B-Instruct", [*attention, "attn_dense", *mlp]),
+        ("Qwen/Qwen3-4B", [*attention, *mlp]),  # 32 heads of 128, and a width of 2560
+        ("Qwen/Qwen3-30B-A3B", attention),  # and experts
+    ):
+        build = plain(make_plan(adapters, model=shapes(model)).build.build_config)
+        assert build["lora_config"]["lora_target_modules"] == modules
+    o_proj = {f"{BUILD}.lora_configuration": {"lora_target_modules": ["o_proj"]}}
+    with pytest.raises(ConfigError, match=r"names attn_dense: .*may change q_proj, k_proj, v_proj, gate_proj"):
+        make_plan({**adapters, **o_proj}, model=shapes("Qwen/Qwen3-4B"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"lora_adapters": {"..": {"source": "HF", "repo": "a/b"}}}, "is no file name"),
         ({"lora_adapters": {"tiny": {"source": "HF", "repo": "a/b"}}}, "is the name of the served model itself"),
-        ({"lora_configuration": {"lora_target_modules": ["embed_tokens"]}}, "names embed_tokens; of LlamaFor"),
+        ({"lora_configuration": {"lora_target_modules": ["embed_tokens"]}}, "names embed_tokens: of LlamaFor"),
+        ({"tensor_parallel_count": 16}, "over 16 tensor-parallel ranks: the model has 8 key-value heads"),
     ],
 )
 def test_adapters_that_cannot_be(make_plan: MakePlan, changes: dict[str, Any], message: str) -> None:
