@@ -45,7 +45,9 @@ WEIGHTS, DESCRIPTION = (
     "model.lora_config.npy",
 )  # an adapter's files, as the library names them
 BFLOAT16 = np.dtype("V2")  # numpy has none: as the library writes it
-_QKV = ("attn_q", "attn_k", "attn_v")
+# Modules whose matrices the library computes at once: it has adapters for all of a group, or for none of it. Of query,
+# key and value it adds what is missing by itself; of a fused MLP it drops the adapter of one without a word.
+_GROUPS = (("attn_q", "attn_k", "attn_v"), ("mlp_h_to_4h", "mlp_gate"))
 _ROW_SPLIT = ("attn_dense", "mlp_4h_to_h")  # divided over ranks by their inputs, the others by their outputs
 _SIXTEEN_BIT = 2  # bytes
 _FIELD = "trt_llm.build.lora_adapters"
@@ -99,7 +101,7 @@ def lora_adapters(config: Config) -> tuple[LoraAdapter, ...]:
 
 def lora_modules(config: Config, shapes: ModelShapes) -> list[str]:
     """The modules that adapters may change, in TensorRT-LLM's names; where the config names none, all that the library
-    can change. It has all of query, key and value, or none. Raises ConfigError."""
+    can change; of a group, all of it. Raises ConfigError."""
     lora, possible = config.trt_llm.build.lora_configuration, _possible_modules(shapes)
     named = [LORA_MODULES.get(name, name) for name in (lora.lora_target_modules if lora is not None else [])]
     for module in named:
@@ -112,8 +114,8 @@ def lora_modules(config: Config, shapes: ModelShapes) -> list[str]:
             )
     if not named:
         return possible
-    missing = [module for module in _QKV if module not in named] if set(named) & set(_QKV) else []
-    return [*dict.fromkeys(named), *missing]
+    grouped = [module for group in _GROUPS if set(group) & set(named) for module in group]
+    return list(dict.fromkeys([*named, *grouped]))
 
 
 def _possible_modules(shapes: ModelShapes) -> list[str]:

@@ -295,6 +295,14 @@ def test_modules_that_the_library_has_no_adapters_for(make_plan: MakePlan) -> No
     ):
         build = plain(make_plan(adapters, model=shapes(model)).build.build_config)
         assert build["lora_config"]["lora_target_modules"] == modules
+    for named, modules in (
+        (["v_proj"], ["attn_v", "attn_q", "attn_k"]),
+        (["up_proj", "o_proj"], ["mlp_gate", "attn_dense", "mlp_h_to_4h"]),
+        (["down_proj"], ["mlp_4h_to_h"]),
+    ):
+        given = {f"{BUILD}.lora_configuration": {"lora_target_modules": named}}
+        build = plain(make_plan({**adapters, **given}).build.build_config)
+        assert build["lora_config"]["lora_target_modules"] == modules
     o_proj = {f"{BUILD}.lora_configuration": {"lora_target_modules": ["o_proj"]}}
     with pytest.raises(ConfigError, match=r"names attn_dense: .*may change q_proj, k_proj, v_proj, gate_proj"):
         make_plan({**adapters, **o_proj}, model=shapes("Qwen/Qwen3-4B"))
