@@ -189,8 +189,8 @@ def _write_engine(
     copy_tokenizer(checkpoint, directory)  # first, since it may fail, and quickly
     generation = read_json(checkpoint / GENERATION_CONFIG) if (checkpoint / GENERATION_CONFIG).is_file() else None
     stop_ids = eos_token_ids(checkpoint, read_json(checkpoint / CONFIG), generation)
-    modules, max_rank = lora_modules(config, plan.shapes), max_lora_rank(config)
-    for name, adapter in planned.adapters.items():
+    for name, adapter in planned.adapters.items():  # quick, too
+        modules, max_rank = lora_modules(config, plan.shapes), max_lora_rank(config)
         write_adapter(adapter.path, directory, name, plan.shapes, modules, max_rank)
     job = with_calibration_data(planned.job, plan.calibration, environment)
     child_directory = directory / _CHILD_DIRECTORY

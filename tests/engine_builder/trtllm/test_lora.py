@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from briton.config import Config, Environment
 from briton.engine_dir import load_manifest
 from briton.errors import BuildError, Unsupported
-from briton.model_shapes import read_shapes
+from briton.model_shapes import ModelShapes, read_shapes
 from briton.trtllm.engine_check import check_engine, open_engine
 from briton.trtllm.lora import BFLOAT16, LORA_MODULES, read_adapter
 from briton_engine_builder import build_engine, find_cached_engine
@@ -22,40 +21,17 @@ from briton_engine_builder.sources.model_files import needed_files
 from briton_engine_builder.trtllm.lora import convert_adapter
 from tests.engine_builder.trtllm.conftest import MakeConfig
 from tests.engine_builder.trtllm.stand_in import StandIn
+from tests.peft_adapter import write_peft
 from tests.trtllm.stand_in.library import stand_in_library
 
 MODULES = tuple(LORA_MODULES.values())
 LORA = "trt_llm.build.lora_adapters"
 
 
-def write_peft(
-    directory: Path, model: Path, *, rank: int = 2, modules: tuple[str, ...] = ("q_proj",), **config: Any
-) -> Path:
-    """An adapter of `model` as peft saves it: layer 1 has all the modules, layer 0 the first."""
-    shapes = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    hidden, mlp = shapes["hidden_size"], shapes["intermediate_size"]
-    head = hidden // shapes["num_attention_heads"]
-    outputs = {"q_proj": hidden, "o_proj": hidden, "down_proj": hidden, "gate_proj": mlp, "up_proj": mlp}
-    outputs |= dict.fromkeys(("k_proj", "v_proj"), head * shapes["num_key_value_heads"])
-    random, tensors = np.random.default_rng(1), dict[str, Any]()
-    for layer, names in ((1, modules), (0, modules[:1])):
-        for name in names:
-            block = "self_attn" if name in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
-            prefix = f"base_model.model.model.layers.{layer}.{block}.{name}"
-            inputs = mlp if name == "down_proj" else hidden
-            tensors[f"{prefix}.lora_A.weight"] = random.standard_normal((rank, inputs), np.float32)
-            tensors[f"{prefix}.lora_B.weight"] = random.standard_normal((outputs[name], rank), np.float32)
-    directory.mkdir(parents=True)
-    save_file(tensors, directory / "adapter_model.safetensors")
-    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "bias": "none", **config}
-    (directory / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    return directory
-
-
 @pytest.fixture
-def model(make_config: MakeConfig) -> Path:
+def model(make_config: MakeConfig) -> ModelShapes:
     """The tiny Llama that the configs build from."""
-    return Path(make_config().checkpoint.repo)
+    return read_shapes(Path(make_config().checkpoint.repo) / "config.json")
 
 
 def local(adapter: Path) -> dict[str, str]:
@@ -68,14 +44,18 @@ def as_float(weights: Any) -> Any:
 
 
 @pytest.mark.parametrize(("use_rslora", "scale"), [(False, 8 / 2), (True, 8 / 2**0.5)])
-def test_the_layout(model: Path, tmp_path: Path, use_rslora: bool, scale: float) -> None:
-    adapter = write_peft(tmp_path / "a", model, modules=("q_proj", "down_proj", "k_proj"), use_rslora=use_rslora)
-    shapes = read_shapes(model / "config.json")
-    weights, description = convert_adapter(adapter, shapes, MODULES, 4)
+def test_the_layout(model: ModelShapes, tmp_path: Path, use_rslora: bool, scale: float) -> None:
+    adapter = write_peft(
+        tmp_path / "a",
+        model,
+        modules=("q_proj", "down_proj", "k_proj"),
+        use_rslora=use_rslora,
+    )
+    weights, description = convert_adapter(adapter, model, MODULES, 4)
     # [module, layer, rank], by layer
     assert description.tolist() == [[[1, 0, 2], [6, 1, 2], [2, 1, 2], [1, 1, 2]]]
     assert description.dtype == np.int32
-    hidden, mlp = shapes.hidden_size, shapes.intermediate_size
+    hidden, mlp = model.hidden_size, model.intermediate_size
     assert weights.shape == (1, 4, 2 * (mlp + hidden))
     tensors = load_file(adapter / "adapter_model.safetensors")
     down = "base_model.model.model.layers.1.mlp.down_proj"
@@ -98,16 +78,17 @@ def test_the_layout(model: Path, tmp_path: Path, use_rslora: bool, scale: float)
         ({"lora_alpha": None}, "lora_alpha must be a number"),
     ],
 )
-def test_adapters_that_the_engine_cannot_have(model: Path, tmp_path: Path, made: dict[str, Any], message: str) -> None:
+def test_adapters_that_the_engine_cannot_have(
+    model: ModelShapes, tmp_path: Path, made: dict[str, Any], message: str
+) -> None:
     adapter = write_peft(tmp_path / "a", model, **made)
     with pytest.raises(BuildError, match=message):
-        convert_adapter(adapter, read_shapes(model / "config.json"), ("attn_q", "attn_dense"), 4)
+        convert_adapter(adapter, model, ("attn_q", "attn_dense"), 4)
 
 
-def test_damaged_adapters(model: Path, tmp_path: Path) -> None:
-    shapes = read_shapes(model / "config.json")
+def test_damaged_adapters(model: ModelShapes, tmp_path: Path) -> None:
     adapter = write_peft(tmp_path / "a", model)
-    a = np.zeros((2, shapes.hidden_size), np.float32)
+    a = np.zeros((2, model.hidden_size), np.float32)
     layer = "base_model.model.model.layers.0.self_attn.q_proj"
     for tensors, message in (
         ({f"{layer}.lora_A.weight": a}, "q_proj of layer 0 has no lora_B"),
@@ -118,12 +99,12 @@ def test_damaged_adapters(model: Path, tmp_path: Path) -> None:
     ):
         save_file(tensors, adapter / "adapter_model.safetensors")
         with pytest.raises(BuildError, match=message):
-            convert_adapter(adapter, shapes, MODULES, 4)
+            convert_adapter(adapter, model, MODULES, 4)
     with pytest.raises(BuildError, match="is no LoRA adapter"):
-        convert_adapter(model, shapes, MODULES, 4)
+        convert_adapter(tmp_path, model, MODULES, 4)
 
 
-def adapted(make_config: MakeConfig, model: Path, tmp_path: Path) -> Config:
+def adapted(make_config: MakeConfig, model: ModelShapes, tmp_path: Path) -> Config:
     """A config with two adapters."""
     for name in ("legal", "poems"):
         if not (tmp_path / name).exists():
@@ -132,7 +113,7 @@ def adapted(make_config: MakeConfig, model: Path, tmp_path: Path) -> Config:
 
 
 def test_adapters_are_built_and_found_again(
-    stand_in: StandIn, make_config: MakeConfig, environment: Environment, model: Path, tmp_path: Path
+    stand_in: StandIn, make_config: MakeConfig, environment: Environment, model: ModelShapes, tmp_path: Path
 ) -> None:
     config = adapted(make_config, model, tmp_path)
     directory = build_engine(config, environment, progress=False)
@@ -159,7 +140,7 @@ def test_adapters_are_built_and_found_again(
 
 
 def test_nothing_is_left_of_a_build_with_a_wrong_adapter(
-    stand_in: StandIn, make_config: MakeConfig, environment: Environment, model: Path, tmp_path: Path
+    stand_in: StandIn, make_config: MakeConfig, environment: Environment, model: ModelShapes, tmp_path: Path
 ) -> None:
     adapter = write_peft(tmp_path / "a", model, rank=128)
     with pytest.raises(BuildError, match="has rank 128"):
@@ -179,3 +160,13 @@ def test_sources_of_adapters(
         build_engine(make_config({LORA: {"a": {"source": "LOCAL", "repo": "a", "revision": "v1"}}}), environment)
     with pytest.raises(BuildError, match=r"has neither config.json nor a .gguf file"):
         build_engine(make_config({LORA: {"a": local(tmp_path)}}), environment)
+
+
+def test_a_lora_configuration_without_adapters_changes_nothing(
+    stand_in: StandIn, make_config: MakeConfig, environment: Environment
+) -> None:
+    directory = build_engine(make_config(), environment, progress=False)
+    configuration = {"trt_llm.build.lora_configuration": {"lora_target_modules": ["lm_head"]}}
+    assert build_engine(make_config(configuration), environment, progress=False) == directory
+    (call,) = stand_in.calls
+    assert "enable_lora" not in call
