@@ -40,10 +40,8 @@ LORA_MODULE_IDS = {
     "mlp_4h_to_h": 6,
     "mlp_gate": 7,
 }
-WEIGHTS, DESCRIPTION = (
-    "model.lora_weights.npy",
-    "model.lora_config.npy",
-)  # an adapter's files, as the library names them
+WEIGHTS = "model.lora_weights.npy"  # an adapter's files, as the library names them
+DESCRIPTION = "model.lora_config.npy"
 BFLOAT16 = np.dtype("V2")  # numpy has none: as the library writes it
 # Modules whose matrices the library computes at once: it has adapters for all of a group, or for none of it. Of query,
 # key and value it adds what is missing by itself; of a fused MLP it drops the adapter of one without a word.
@@ -128,9 +126,14 @@ def _possible_modules(shapes: ModelShapes) -> list[str]:
 
 
 def max_lora_rank(config: Config) -> int:
-    """The largest rank of an adapter; the schema's default is 64."""
+    """The largest rank of an adapter; the schema's default is 64. Raises ConfigError."""
     lora = config.trt_llm.build.lora_configuration
-    return lora.max_lora_rank if lora is not None else 64
+    rank = lora.max_lora_rank if lora is not None else 64
+    if rank < 1:
+        raise ConfigError(
+            f"max_lora_rank must be at least 1, not {rank}", "trt_llm.build.lora_configuration.max_lora_rank"
+        )
+    return rank
 
 
 def module_sizes(module: str, shapes: ModelShapes) -> tuple[int, int]:
@@ -167,9 +170,10 @@ class LoraCache:
 
 def lora_cache(config: Config, shapes: ModelShapes, parallelism: Parallelism) -> LoraCache | None:
     """The caches of a config with adapters. Raises ConfigError for ranks that the library cannot divide them over."""
-    adapters, rank = len(config.lora_adapters), max_lora_rank(config)
+    adapters = len(config.lora_adapters)
     if not adapters:
         return None
+    rank = max_lora_rank(config)
     if parallelism.tensor > shapes.num_key_value_heads:
         raise ConfigError(
             f"lora_adapters over {parallelism.tensor} tensor-parallel ranks: the model has "

@@ -314,6 +314,7 @@ def test_modules_that_the_library_has_no_adapters_for(make_plan: MakePlan) -> No
         ({"lora_adapters": {"..": {"source": "HF", "repo": "a/b"}}}, "is no file name"),
         ({"lora_adapters": {"tiny": {"source": "HF", "repo": "a/b"}}}, "is the name of the served model itself"),
         ({"lora_configuration": {"lora_target_modules": ["embed_tokens"]}}, "names embed_tokens: of LlamaFor"),
+        ({"lora_configuration": {"max_lora_rank": 0}}, "max_lora_rank must be at least 1, not 0"),
         ({"tensor_parallel_count": 16}, "over 16 tensor-parallel ranks: the model has 8 key-value heads"),
     ],
 )
