@@ -182,8 +182,24 @@ def test_patch_kwargs(make_plan: MakePlan) -> None:
         ({"kv_cache_config": {"host_cache_size": "much"}}, "kv_cache_config.host_cache_size"),
         ({"kv_cache_config": {"host_cache_size": True}}, "kv_cache_config.host_cache_size"),
         ({"kv_cache_config": {"dtype": "nvfp4"}}, "kv_cache_config.dtype"),
+        ({"kv_cache_config": {"dtype": ["fp8"]}}, "kv_cache_config.dtype"),
+        ({"kv_cache_config": {"max_tokens": -1}}, "kv_cache_config.max_tokens"),
+        ({"kv_cache_config": {"host_cache_size": -1}}, "kv_cache_config.host_cache_size"),
+        ({"kv_cache_config": {"max_attention_window": [0]}}, "kv_cache_config.max_attention_window"),
+        ({"kv_cache_config": {"max_attention_window": []}}, "kv_cache_config.max_attention_window"),
         ({"scheduler_config": {"capacity_scheduler_policy": "STATIC"}}, "scheduler_config.capacity_scheduler_policy"),
         ({"speculative_config": {"decoding_type": "Lookahead"}}, "speculative_config.max_window_size"),
+        (
+            {
+                "speculative_config": {
+                    "decoding_type": "Lookahead",
+                    "max_window_size": 4,
+                    "max_ngram_size": 3,
+                    "max_verification_set_size": 0,  # which the library's own LookaheadDecodingConfig refuses
+                }
+            },
+            "speculative_config.max_verification_set_size",
+        ),
     ],
 )
 def test_patches_that_cannot_be(make_plan: MakePlan, patches: dict[str, Any], key: str) -> None:
