@@ -112,6 +112,7 @@ class Engine:
         lookahead: LookaheadConfig | None = None,
         prediction_token_ids: tuple[int, ...] = (),
         timeout_s: float | None = None,
+        lora: str | None = None,
     ) -> RequestStream:
         """Accept a request; close the stream (it is a context manager) to cancel it. `timeout_s` counts from now.
 
@@ -129,6 +130,7 @@ class Engine:
             stream=stream,
             lookahead=lookahead,
             prediction_token_ids=prediction_token_ids,
+            lora=lora,
         )
         if guide is not None:
             check_request(request, self.info)  # what can never run is not worth a compilation

@@ -22,7 +22,8 @@ Norms are F32 [hidden]. A matrix X is [out, in], stored as its dtype says:
 so that weight = (q - zero) * scale. A bias is `X.bias`, F32 [out]. Products that are summed over ranks (`o`, `down`)
 have theirs on rank 0 alone.
 
-An engine of target "trtllm" has TensorRT-LLM's own files instead of weights: config.json, and rank0.engine and so on.
+An engine of target "trtllm" has TensorRT-LLM's own files instead of weights: config.json, and rank0.engine and so on;
+and for each LoRA adapter lora/NAME/model.lora_weights.npy and model.lora_config.npy (`briton.trtllm.lora`).
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class TrtllmBuild:
     lookahead: LookaheadConfig | None = None  # None: built without
     paged_context_fmha: bool = True  # what chunked context needs
     pipeline_parallel_size: int = 1
+    lora_adapters: tuple[str, ...] = ()  # names, each of which has a directory in lora/
     job: dict[str, Any] = field(default_factory=dict)  # all that the library's builder was told, in its own names
 
 
@@ -160,5 +162,6 @@ def load_manifest(directory: Path, rank: int | None = None) -> EngineManifest:
 def _trtllm_build(raw: dict[str, Any] | None) -> TrtllmBuild | None:
     if raw is None:
         return None
-    sizes = raw.get("lookahead")
-    return TrtllmBuild(**{**raw, "lookahead": None if sizes is None else LookaheadConfig(**sizes)})
+    sizes, adapters = raw.get("lookahead"), tuple(raw.get("lora_adapters", ()))
+    lookahead = None if sizes is None else LookaheadConfig(**sizes)
+    return TrtllmBuild(**{**raw, "lookahead": lookahead, "lora_adapters": adapters})

@@ -13,7 +13,7 @@ from briton.request_stream import RequestStream
 from briton.responses import ResponseBuilder
 from briton.text.tokenizer import Tokenizer
 from briton.text_output import TextOutput
-from briton.types import SamplingParams
+from briton.types import ModelInfo, SamplingParams
 from briton.v1 import engine_pb2 as pb
 from briton.validation import check_prediction_length, check_prompt_length, check_sampling
 from briton.wire import guide_from_proto, lookahead_from_proto, sampling_from_proto
@@ -44,8 +44,7 @@ class Generation:
         Raises a BritonError before anything runs, with the field as the proto spells it.
         """
         info = self._engine.info
-        if request.model and request.model != info.model_name:
-            raise ModelNotFound(f"the model {request.model!r} is not served here; {info.model_name!r} is")
+        lora = _adapter(request.model, info)
         _at_most("request_id", len(request.request_id), MAX_REQUEST_ID_LENGTH)
         _at_most("cache_salt", len(request.cache_salt), MAX_CACHE_SALT_LENGTH)
         prompt = await self._prompt(request)
@@ -65,6 +64,7 @@ class Generation:
                 lookahead=lookahead_from_proto(request.lookahead) if request.HasField("lookahead") else None,
                 prediction_token_ids=prediction,
                 timeout_s=timeout_s,
+                lora=lora,
             )
         except (InvalidRequest, Unsupported) as error:
             raise replace(error, field=_wire_field(error.field)) from None
@@ -117,6 +117,16 @@ class Generation:
         if self._tokenizer is None:
             raise Unsupported("this engine has no tokenizer: send token_ids and read token_ids", field)
         return self._tokenizer
+
+
+def _adapter(model: str, info: ModelInfo) -> str | None:
+    """The adapter that a request's model names; None for the model itself, which may go unnamed."""
+    if model in ("", info.model_name):
+        return None
+    if model in info.lora_adapters:
+        return model
+    served = ", ".join(map(repr, (info.model_name, *info.lora_adapters)))
+    raise ModelNotFound(f"the model {model!r} is not served here; {served} {'are' if info.lora_adapters else 'is'}")
 
 
 def _wire_field(field: str | None) -> str | None:

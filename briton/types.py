@@ -98,6 +98,7 @@ class GenerationRequest:
     lookahead: LookaheadConfig | None = None  # None: the engine's
     prediction_token_ids: tuple[int, ...] = ()  # what the output may repeat: drafts are taken from it, never tokens
     timeout_s: float | None = None  # its caller gives up then, and cancels: an executor may end it by itself
+    lora: str | None = None  # one of ModelInfo.lora_adapters; None: the model itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,7 @@ class ModelInfo:
     enable_b10_lookahead: bool = False  # drafts from the longest matching suffix, of lengths that follow acceptance
     max_draft_tokens: int = 0  # of one sequence in one step
     lookahead_with_guides: bool = True  # False: what has a guide or min_tokens runs without lookahead
+    lora_adapters: tuple[str, ...] = ()  # names, each of which a request may ask for as its model
 
 
 @dataclass(frozen=True, slots=True)

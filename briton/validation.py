@@ -24,6 +24,8 @@ def check_request(request: GenerationRequest, info: ModelInfo) -> GenerationRequ
     _check_ids("prompt", request.prompt_token_ids, info.vocab_size)
     if request.lookahead is not None:
         check_lookahead(request.lookahead, info)
+    if request.lora is not None and request.lora not in info.lora_adapters:
+        raise InvalidRequest(f"there is no LoRA adapter {request.lora!r}", "model")
     check_prediction_length(len(request.prediction_token_ids), info)
     _check_ids("prediction", request.prediction_token_ids, info.vocab_size)
     room = info.max_seq_len - num_prompt

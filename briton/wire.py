@@ -26,6 +26,7 @@ _SCALARS = tuple(
     for field in fields(SamplingParams)
     if field.name not in ("max_tokens", "logit_bias", "bad_words", "stop_token_ids")
 )
+_BUILT = ("default_sampling", "default_max_tokens", "stop_token_ids", "lookahead", "lora_adapters")
 FINISH_REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
@@ -122,11 +123,12 @@ def info_to_proto(info: ModelInfo) -> pb.ModelInfo:
         default_sampling=sampling_to_proto(info.default_sampling),
         default_max_tokens=info.default_max_tokens or 0,
         stop_token_ids=info.stop_token_ids,
+        lora_adapters=info.lora_adapters,
         version=__version__,
         lookahead=None if info.lookahead is None else pb.LookaheadConfig(**asdict(info.lookahead)),
     )
     for field in fields(info):
-        if field.name not in ("default_sampling", "default_max_tokens", "stop_token_ids", "lookahead"):
+        if field.name not in _BUILT:
             setattr(message, field.name, getattr(info, field.name))
     return message
 

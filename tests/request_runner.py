@@ -62,6 +62,7 @@ class RequestRunner:
         stream: bool = True,
         lookahead: LookaheadConfig | None = None,
         prediction: Iterable[int] = (),
+        lora: str | None = None,
         **sampling: Any,
     ) -> GenerationRequest:
         """A request with an id of its own; greedy, and blind to the model's stop ids, unless told otherwise."""
@@ -77,6 +78,7 @@ class RequestRunner:
             stream,
             lookahead,
             tuple(prediction),
+            lora=lora,
         )
 
     def submit(self, prompt: Iterable[int], **options: Any) -> Result:

@@ -29,7 +29,7 @@ def test_it_is_not_skipped(command: list[str]) -> None:
 
 
 def test_it_says_what_it_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    for count, ranks in ((1, "NOT two ranks, for want of a second GPU"), (2, "lookahead, two ranks")):
+    for count, ranks in ((1, "NOT two ranks, for want of a second GPU"), (2, "LoRA, two ranks")):
         here = Machine("1.2.1", ("NVIDIA L4",) * count, None, ("sm_89",) * count)
         monkeypatch.setattr(machine, "this_machine", lambda here=here: here)
         told = run.describe("acme/tiny")

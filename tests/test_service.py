@@ -361,6 +361,18 @@ async def test_unknown_model(served: RunningEngine) -> None:
     assert len(token_ids(await responses(served.stub, ask(model="fake")))) == 8
 
 
+async def test_adapters_are_asked_for_as_models(tokenizer: Tokenizer) -> None:
+    executor = FakeExecutor(replace(FAKE_INFO, lora_adapters=("legal", "poems")))
+    async with run_fake_engine(executor, tokenizer=tokenizer) as running:
+        assert (await running.stub.GetModelInfo(pb.GetModelInfoRequest())).lora_adapters == ["legal", "poems"]
+        for model in ("poems", "fake", ""):
+            await responses(running.stub, ask(model=model))
+        error = await refusal(running.stub, ask(model="prose"))
+    assert [request.lora for request in executor.submitted] == ["poems", None, None]
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    assert "'fake', 'legal', 'poems' are" in error.details()
+
+
 async def test_an_open_request_id_is_refused(served: RunningEngine) -> None:
     first = asyncio.create_task(responses(served.stub, ask(request_id="a", sampling={"max_tokens": 200})))
     await asyncio.sleep(0.05)

@@ -68,10 +68,13 @@ class Config:
                 f"{self.path}: trt_llm.build.checkpoint_repository is missing: there is nothing to build from",
                 "trt_llm.build.checkpoint_repository",
             )
-        if repository.source is not CheckpointSource.LOCAL:
-            return repository
-        file = self.path.parent / os.path.expanduser(repository.repo)
-        return repository.model_copy(update={"repo": os.path.abspath(file)})
+        return self._located(repository)
+
+    @property
+    def lora_adapters(self) -> dict[str, CheckpointRepository]:
+        """LoRA adapters by the name that requests know them by; located as `checkpoint` is."""
+        adapters = self.trt_llm.build.lora_adapters or {}
+        return {name: self._located(repository) for name, repository in adapters.items()}
 
     @property
     def max_seq_len(self) -> int | None:
@@ -170,6 +173,12 @@ class Config:
     def is_encoder(self) -> bool:
         """An embedding, reranking or classification model: it generates no text."""
         return self.trt_llm.build.is_encoder
+
+    def _located(self, repository: CheckpointRepository) -> CheckpointRepository:
+        if repository.source is not CheckpointSource.LOCAL:
+            return repository
+        file = self.path.parent / os.path.expanduser(repository.repo)
+        return repository.model_copy(update={"repo": os.path.abspath(file)})
 
     @property
     def _limits(self) -> TrussTRTLLMBuildConfiguration | TRTLLMRuntimeConfigurationV2:

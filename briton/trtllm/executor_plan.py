@@ -12,14 +12,13 @@ from typing import Any
 from briton.config.config import Config
 from briton.job.mpiexec import Mpiexec
 from briton.model_shapes import ModelShapes
-from briton.trtllm.build_plan import lora_modules, max_lora_rank
 from briton.trtllm.features import Features
 from briton.trtllm.library_objects import Call, Given, Member
+from briton.trtllm.lora import lora_cache
 from briton.trtllm.parallel import Parallelism
 from briton.trtllm.patches import Patches
 
 BATCHED_POST_PROCESSOR = "batched_post_processor"  # the guides' callback on rank 0, one that does nothing elsewhere
-_SIXTEEN_BIT = 2  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +81,9 @@ def executor_config(
         arguments["decoding_config"] = Call(
             "DecodingConfig", {"decoding_mode": Call("DecodingMode.Lookahead"), "lookahead_decoding_config": lookahead}
         )
-    if config.trt_llm.build.lora_adapters:
-        arguments["peft_cache_config"] = _peft_cache_config(config, shapes)
+    cache = lora_cache(config, shapes, parallelism)
+    if cache is not None:
+        arguments["peft_cache_config"] = cache.config()
     return Call("ExecutorConfig", arguments)
 
 
@@ -103,21 +103,6 @@ def launch_plan(config: Config, parallelism: Parallelism) -> LaunchPlan:
 def launch_env(config: Config) -> dict[str, str]:
     """What is set in the environment of every rank, unless it is set already."""
     return {"TLLM_LOG_LEVEL": config.briton.logging.level.upper()}
-
-
-def lora_device_bytes(config: Config, shapes: ModelShapes) -> int:
-    """What the adapters take on each GPU: both factors of every module, at the largest rank."""
-    hidden, mlp = shapes.hidden_size, shapes.intermediate_size
-    queries, keys = (heads * shapes.head_dim for heads in (shapes.num_attention_heads, shapes.num_key_value_heads))
-    sizes = {
-        "attn_q": hidden + queries,
-        "attn_k": hidden + keys,
-        "attn_v": hidden + keys,
-        "attn_dense": queries + hidden,
-    }
-    widths = sum(sizes.get(module, hidden + mlp) for module in lora_modules(config))
-    adapters = len(config.trt_llm.build.lora_adapters or {})
-    return adapters * shapes.num_hidden_layers * widths * max_lora_rank(config) * _SIXTEEN_BIT
 
 
 def _scheduler_config(config: Config, features: Features, patches: Patches) -> Call:
@@ -142,18 +127,3 @@ def _kv_cache_config(config: Config, shapes: ModelShapes, features: Features, pa
         windows = [window or features.sequence_tokens for window in shapes.attention_windows]
         arguments["max_attention_window"] = windows[: shapes.sliding_window_pattern]
     return Call("KvCacheConfig", {**arguments, **patches.kv_cache, "enable_block_reuse": features.enable_block_reuse})
-
-
-def _peft_cache_config(config: Config, shapes: ModelShapes) -> Call:
-    """Room for all adapters at their largest, on the device and on the host: none is ever loaded twice."""
-    adapters, rank = len(config.trt_llm.build.lora_adapters or {}), max_lora_rank(config)
-    modules = adapters * shapes.num_hidden_layers * len(lora_modules(config))
-    return Call(
-        "PeftCacheConfig",
-        {
-            "num_host_module_layer": modules * rank,  # counted at rank 1
-            "num_device_module_layer": modules,
-            "optimal_adapter_size": min(8, rank),
-            "max_adapter_size": rank,
-        },
-    )

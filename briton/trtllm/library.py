@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from briton.errors import ConfigError
 from briton.machine import LIBRARY, LIBRARY_VERSION, this_machine
 from briton.trtllm.library_objects import EXECUTOR
+from briton.trtllm.lora import BFLOAT16
 from briton.trtllm.mask_device import MaskDevice, MaskSizes, TorchMaskDevice
 
 _FIELD = "briton.executor"
@@ -27,7 +28,7 @@ class Library:
     rank: int
     world_size: int
     gpu_architecture: str  # "sm_90"
-    tensor: Callable[[NDArray[np.float32]], Any]  # a host tensor of the library's, from an array
+    tensor: Callable[[NDArray[Any]], Any]  # a host tensor of the library's, from an array; of BFLOAT16, too
     array: Callable[[Any], NDArray[np.float32]]  # the other way round, from any element type
     mask_device: Callable[[MaskSizes], MaskDevice]
 
@@ -52,10 +53,17 @@ def load_library() -> Library:
         rank=world.Get_rank(),
         world_size=world.Get_size(),
         gpu_architecture=f"sm_{major}{minor}",
-        tensor=torch.from_numpy,
+        tensor=lambda array: host_tensor(torch, array),
         array=lambda tensor: tensor.float().cpu().numpy(),
         mask_device=lambda sizes: TorchMaskDevice(torch, sizes),
     )
+
+
+def host_tensor(torch: Any, array: NDArray[Any]) -> Any:
+    """A tensor on the host with an array's values, which it shares."""
+    if array.dtype == BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def first_line(error: BaseException) -> str:

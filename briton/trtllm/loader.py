@@ -21,6 +21,7 @@ from briton.trtllm.executor_plan import BATCHED_POST_PROCESSOR, launch_env
 from briton.trtllm.library import Library, first_line, load_library
 from briton.trtllm.library_objects import EXECUTOR, make
 from briton.trtllm.logits import LogitsProcessor, mask_sizes, no_op
+from briton.trtllm.lora import read_adapter
 from briton.trtllm.request import RequestLimits
 from briton.trtllm.stats import StatsBook
 from briton.types import ModelInfo, RankStats, SamplingParams
@@ -74,6 +75,7 @@ def start_executor(
     engine = _load(built, library, processor)
     try:
         num_blocks, block_size = _warm_up(engine, library)
+        _load_adapters(built, engine, library)
         info = _model_info(built, num_blocks, block_size)
     except BaseException:
         with contextlib.suppress(Exception):
@@ -83,6 +85,7 @@ def start_executor(
         vocab_size_padded=built.build.vocab_size_padded,
         enable_chunked_context=features.enable_chunked_context,
         gather_generation_logits=built.plan.executor_config["gather_generation_logits"],
+        lora_tasks={adapter.name: adapter.task_id for adapter in built.plan.build.lora_adapters},
     )
     logger.info(
         "TensorRT-LLM %s on %d ranks: the KV cache holds %d tokens in blocks of %d",
@@ -112,19 +115,41 @@ def _load(built: BuiltEngine, library: Library, processor: Any) -> Any:
 
 def _warm_up(engine: Any, library: Library) -> tuple[int, int]:
     """Generate one token. (Blocks of the KV cache, tokens in one.) Raises BuildError when none comes."""
-    trtllm, book = library.trtllm, StatsBook()
-    deadline = time.monotonic() + WARM_UP_S
+    book = StatsBook()
+    _generate_one(engine, library, "generate")
     try:
-        engine.enqueue_request(trtllm.Request([0], 1, sampling_config=trtllm.SamplingConfig(top_k=1)))
+        book.add_iterations(engine.get_latest_iteration_stats())
+    except RuntimeError as error:
+        raise BuildError(f"TensorRT-LLM cannot generate: {first_line(error)}") from error
+    return book.kv_cache
+
+
+def _load_adapters(built: BuiltEngine, engine: Any, library: Library) -> None:
+    """Give every adapter's weights to the library, with a request for one token: its caches keep them, and later
+    requests name the task alone. Raises BuildError."""
+    for adapter in built.plan.build.lora_adapters:
+        weights, description = (library.tensor(array) for array in read_adapter(built.directory, adapter.name))
+        what = f"load the LoRA adapter {adapter.name}"
+        try:
+            lora = library.trtllm.LoraConfig(adapter.task_id, weights, description)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise BuildError(f"TensorRT-LLM cannot {what}: {first_line(error)}") from error
+        _generate_one(engine, library, what, lora_config=lora)
+
+
+def _generate_one(engine: Any, library: Library, what: str, **options: Any) -> None:
+    """One token, and the time to make it. Raises BuildError, which says `what` cannot be done."""
+    trtllm, deadline = library.trtllm, time.monotonic() + WARM_UP_S
+    try:
+        engine.enqueue_request(trtllm.Request([0], 1, sampling_config=trtllm.SamplingConfig(top_k=1), **options))
         while time.monotonic() < deadline:
             for response in engine.await_responses(timeout=timedelta(seconds=1)):
                 if response.has_error():
-                    raise BuildError(f"TensorRT-LLM cannot generate: {response.error_msg}")
+                    raise BuildError(f"TensorRT-LLM cannot {what}: {first_line(RuntimeError(response.error_msg))}")
                 if response.result.is_final:
-                    book.add_iterations(engine.get_latest_iteration_stats())
-                    return book.kv_cache
+                    return
     except RuntimeError as error:
-        raise BuildError(f"TensorRT-LLM cannot generate: {first_line(error)}") from error
+        raise BuildError(f"TensorRT-LLM cannot {what}: {first_line(error)}") from error
     raise BuildError(f"TensorRT-LLM has not generated one token within {WARM_UP_S:.0f} s")
 
 
@@ -154,6 +179,7 @@ def _model_info(built: BuiltEngine, num_blocks: int, block_size: int) -> ModelIn
         lookahead=features.lookahead,
         max_draft_tokens=features.max_draft_len,
         lookahead_with_guides=features.lookahead is None,
+        lora_adapters=tuple(adapter.name for adapter in plan.build.lora_adapters),
     )
     if info.lookahead is not None:  # such an engine decodes greedily: what a request does not say must not be refused
         info = replace(info, default_sampling=SamplingParams(temperature=0.0))

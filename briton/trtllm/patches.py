@@ -68,7 +68,8 @@ def patches_of(config: Config) -> Patches:
     arguments: dict[str, Any] = {}
     for name, value in kv_cache.items():
         if name == "dtype":
-            _check(value in _KV_CACHE_DTYPES, f"kv_cache_config.{name}", f"one of {', '.join(_KV_CACHE_DTYPES)}", value)
+            known = isinstance(value, str) and value in _KV_CACHE_DTYPES
+            _check(known, f"kv_cache_config.{name}", f"one of {', '.join(_KV_CACHE_DTYPES)}", value)
         elif name in _KV_CACHE:
             arguments[name] = _typed(f"kv_cache_config.{name}", _KV_CACHE[name], value)
         else:
@@ -103,6 +104,12 @@ def _typed(key: str, kind: type, value: Any) -> Any:
     _check(isinstance(value, kind) and is_bool == (kind is bool), key, f"of type {kind.__name__}", value)
     if key.endswith(".free_gpu_memory_fraction"):
         _check(0 < value <= 1, key, "above 0 and at most 1", value)
+    if kind is int:
+        low = 1 if key.rpartition(".")[2] in ("max_tokens", *_LOOKAHEAD) else 0
+        _check(value >= low, key, f"at least {low}", value)
+    if kind is list:
+        windows = bool(value) and all(type(window) is int and window > 0 for window in value)
+        _check(windows, key, "a list of numbers of tokens", value)
     return value
 
 

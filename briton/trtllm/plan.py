@@ -19,11 +19,11 @@ from briton.trtllm.executor_plan import (
     ServingPlan,
     executor_config,
     launch_plan,
-    lora_device_bytes,
 )
 from briton.trtllm.features import Features, features_of
 from briton.trtllm.gpus import GPUS, Gpu
 from briton.trtllm.library_objects import Call
+from briton.trtllm.lora import lora_cache
 from briton.trtllm.memory import MemoryPlan, check_fits, plan_memory
 from briton.trtllm.parallel import Parallelism, parallelism_of
 from briton.trtllm.patches import Patches, patches_of
@@ -85,6 +85,7 @@ def plan_of(config: Config, shapes: ModelShapes, gpu: Gpu | None) -> TrtllmPlan:
         check_gpu(quantization, gpu)
     parallelism = parallelism_of(config, shapes)
     features = features_of(config, shapes, quantization, patches, gpu)
+    cache = lora_cache(config, shapes, parallelism)
     fraction = float(patches.kv_cache.get("free_gpu_memory_fraction", config.kv_cache_memory_fraction))
     memory = plan_memory(
         shapes,
@@ -94,7 +95,7 @@ def plan_of(config: Config, shapes: ModelShapes, gpu: Gpu | None) -> TrtllmPlan:
         gpu,
         kv_fraction=fraction,
         kv_max_tokens=patches.kv_cache.get("max_tokens"),
-        lora_bytes=lora_device_bytes(config, shapes),
+        lora_bytes=cache.device_bytes if cache is not None else 0,
         all_logits=config.trt_llm.build.gather_all_token_logits,
     )
     section = "runtime" if config.family == "BISV2" else "build"

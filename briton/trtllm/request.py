@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -39,6 +39,7 @@ class RequestLimits:
     vocab_size_padded: int  # width of the library's logits: a multiple of the tensor parallel size
     enable_chunked_context: bool
     gather_generation_logits: bool
+    lora_tasks: Mapping[str, int] = field(default_factory=dict)  # adapter -> the library's id, which has its weights
 
 
 def stop_ids(request: GenerationRequest, info: ModelInfo) -> frozenset[int]:
@@ -125,6 +126,8 @@ def translate(
     if info.lookahead is not None:
         sizes = _OFF if constrained else request.lookahead or info.lookahead
         options["lookahead_config"] = lookahead_config(trtllm, sizes)
+    if request.lora is not None:
+        options["lora_config"] = trtllm.LoraConfig(limits.lora_tasks[request.lora])
     if request.timeout_s is not None:
         options["allotted_time_ms"] = timedelta(milliseconds=max(1, round(request.timeout_s * 1000)))
     return trtllm.Request(list(request.prompt_token_ids), sampling.max_tokens, **options)

@@ -200,7 +200,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model_name", "executor", "architecture", "vocab_size", "max_seq_len", "max_batch_size", "max_num_tokens", "max_queue_size", "kv_cache_tokens", "kv_block_size", "stop_token_ids", "default_sampling", "default_max_tokens", "tensor_parallel_size", "weights_dtype", "kv_cache_dtype", "tokenizer_hash", "version", "lookahead", "enable_b10_lookahead", "max_draft_tokens", "lookahead_with_guides")
+    __slots__ = ("model_name", "executor", "architecture", "vocab_size", "max_seq_len", "max_batch_size", "max_num_tokens", "max_queue_size", "kv_cache_tokens", "kv_block_size", "stop_token_ids", "default_sampling", "default_max_tokens", "tensor_parallel_size", "weights_dtype", "kv_cache_dtype", "tokenizer_hash", "version", "lookahead", "enable_b10_lookahead", "max_draft_tokens", "lookahead_with_guides", "lora_adapters")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     EXECUTOR_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -223,6 +223,7 @@ class ModelInfo(_message.Message):
     ENABLE_B10_LOOKAHEAD_FIELD_NUMBER: _ClassVar[int]
     MAX_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LOOKAHEAD_WITH_GUIDES_FIELD_NUMBER: _ClassVar[int]
+    LORA_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     executor: str
     architecture: str
@@ -245,7 +246,8 @@ class ModelInfo(_message.Message):
     enable_b10_lookahead: bool
     max_draft_tokens: int
     lookahead_with_guides: bool
-    def __init__(self, model_name: _Optional[str] = ..., executor: _Optional[str] = ..., architecture: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_seq_len: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., max_num_tokens: _Optional[int] = ..., max_queue_size: _Optional[int] = ..., kv_cache_tokens: _Optional[int] = ..., kv_block_size: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., default_sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., default_max_tokens: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., weights_dtype: _Optional[str] = ..., kv_cache_dtype: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., version: _Optional[str] = ..., lookahead: _Optional[_Union[LookaheadConfig, _Mapping]] = ..., enable_b10_lookahead: bool = ..., max_draft_tokens: _Optional[int] = ..., lookahead_with_guides: bool = ...) -> None: ...
+    lora_adapters: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model_name: _Optional[str] = ..., executor: _Optional[str] = ..., architecture: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_seq_len: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., max_num_tokens: _Optional[int] = ..., max_queue_size: _Optional[int] = ..., kv_cache_tokens: _Optional[int] = ..., kv_block_size: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., default_sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., default_max_tokens: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., weights_dtype: _Optional[str] = ..., kv_cache_dtype: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., version: _Optional[str] = ..., lookahead: _Optional[_Union[LookaheadConfig, _Mapping]] = ..., enable_b10_lookahead: bool = ..., max_draft_tokens: _Optional[int] = ..., lookahead_with_guides: bool = ..., lora_adapters: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetStatsRequest(_message.Message):
     __slots__ = ()

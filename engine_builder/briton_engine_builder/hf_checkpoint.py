@@ -15,6 +15,7 @@ from briton_engine_builder.tensor import Tensor
 
 CONFIG = "config.json"
 QUANT_CONFIG = "hf_quant_config.json"  # of a checkpoint that NVIDIA's Model Optimizer has quantized
+ADAPTER_CONFIG, ADAPTER_MODEL = "adapter_config.json", "adapter_model.safetensors"  # of a LoRA adapter
 TOKENIZER = "tokenizer.json"
 TOKENIZER_FILES = (
     TOKENIZER,

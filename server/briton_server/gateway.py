@@ -52,11 +52,20 @@ class Gateway:
                 await self._watch
             await self.engine.close()
 
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The served model's name, and those of its LoRA adapters, which the engine tells."""
+        info = self.readiness.model_info
+        return (self.settings.model_name, *(info.lora_adapters if info is not None else ()))
+
     def check_model(self, name: str | None) -> str:
-        """The served model's name. Raises ModelNotFound for any other; none at all means the served one."""
-        if name not in (None, "", self.settings.model_name):
-            raise ModelNotFound(f"the model {name!r} does not exist: this server serves {self.settings.model_name!r}")
-        return self.settings.model_name
+        """One of `model_names`; none at all means the served model. Raises ModelNotFound for any other."""
+        if not name:
+            return self.settings.model_name
+        if name not in self.model_names:
+            served = ", ".join(map(repr, self.model_names))
+            raise ModelNotFound(f"the model {name!r} does not exist: this server serves {served}")
+        return name
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -20,6 +20,7 @@ def new_generation(
     prompts: Sequence[Sequence[int]],
     *,
     request_id: str,
+    model: str,
     prompt_field: str,
     max_tokens: int | None,
     logprobs: int | None,
@@ -40,6 +41,8 @@ def new_generation(
         engine_pb2.GenerateRequest(
             # A client may use an id twice at once, the engine takes it once.
             request_id=f"{request_id}/{uuid4().hex[:12]}",
+            # The gateway has a name of its own for the model itself; adapters have the engine's.
+            model="" if model == gateway.settings.model_name else model,
             token_ids=engine_pb2.TokenIds(ids=token_ids),
             sampling=sampling,
             guide=guide,

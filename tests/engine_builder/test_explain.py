@@ -196,3 +196,29 @@ def test_v2_without_a_checkpoint_needs_shapes(tmp_path: Path, capsys: pytest.Cap
 def local(directory: Path, tokens: int) -> Config:
     """A config with a KV cache of so many tokens."""
     return load_config(config_with(directory, {"briton.local.kv_cache_tokens": tokens}))
+
+
+def test_the_other_executor_than_the_config_s(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Regression: --executor local was refused where the config's own executor cannot run."""
+    file = config_with(
+        tmp_path,
+        {"briton.executor": "trtllm", "trt_llm.build.checkpoint_repository.repo": "meta-llama/Llama-3.2-1B-Instruct"},
+    )
+    ended = Ended(capsys, "config", "explain", file, "--executor", "local", "--offline", "--json")
+    assert (ended.code, ended.err) == (0, "")
+    assert json.loads(ended.out)["executor"] == "local"
+
+
+@pytest.mark.parametrize("executor", ["trtllm", "local"])
+def test_a_checkpoint_that_nobody_can_read(capsys: pytest.CaptureFixture[str], tmp_path: Path, executor: str) -> None:
+    """Regression: its plan for TensorRT-LLM looked as if it could be built."""
+    file = config_with(tmp_path, {"trt_llm.build.checkpoint_repository": {"source": "BASETEN_TRAINING", "repo": "job"}})
+    ended = Ended(capsys, "config", "explain", file, "--executor", executor, "--offline")
+    assert ended.code == 2
+    assert "runs of the hosted product's training, which only it can read" in ended.err
+
+
+def test_a_package_is_planned_with_a_note(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = Ended(capsys, "config", "explain", SMOLLM2, "--executor", "trtllm", "--offline", "--json")
+    assert ended.code == 0
+    assert any("does not build from GGUF files or PyPI packages" in note for note in json.loads(ended.out)["notes"])

@@ -1,4 +1,4 @@
-"""`make test-gpu`: the executor, its builder, guides, lookahead and ranks on the real TensorRT-LLM, then a benchmark.
+"""`make test-gpu`: executor, builder, guides, lookahead, LoRA and ranks on the real TensorRT-LLM, then a benchmark.
 
     python -m tests.gpu.run [--model ID_OR_DIRECTORY] [--no-benchmark]
 
@@ -60,7 +60,7 @@ def describe(model: str) -> str:
     python = ".".join(str(part) for part in sys.version_info[:3])
     return (
         f"test-gpu runs on {gpus}; tensorrt_llm {here.library_version}, Python {python}; model {model}\n"
-        f"test-gpu covers the builder, the executor's conformance, guides, lookahead, {ranks}"
+        f"test-gpu covers the builder, the executor's conformance, guides, lookahead, LoRA, {ranks}"
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import AsyncOpenAI, NotFoundError
@@ -12,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 import briton
 from briton_server.app import create_app
 from briton_server.settings import Settings
-from tests.fake_executor import FAKE_INFO
+from tests.fake_executor import FAKE_INFO, FakeExecutor
+from tests.server.conftest import Serve
 from tests.server.running import MODEL, RunningGateway
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +81,20 @@ async def test_metrics_add_up(gateway: RunningGateway) -> None:
     assert value("briton_engine_up") == 1
     assert value("briton_engine_requests_total") == 2
     assert value("briton_engine_output_tokens_total") == 2 * whole["completion_tokens"]
+
+
+async def test_lora_adapters_are_models(serve: Serve) -> None:
+    executor = FakeExecutor(replace(FAKE_INFO, lora_adapters=("legal",)))
+    async with serve(executor) as gateway, gateway.openai() as client:
+        assert [model.id for model in (await client.models.list()).data] == [MODEL, "legal"]
+        assert (await client.models.retrieve("legal")).id == "legal"
+        message: Any = {"messages": CHAT["messages"], "max_tokens": 1}
+        assert (await client.chat.completions.create(model="legal", **message)).model == "legal"
+        assert (await client.completions.create(model="legal", prompt="a", max_tokens=1)).model == "legal"
+        assert (await client.chat.completions.create(model=MODEL, **message)).model == MODEL
+        with pytest.raises(NotFoundError, match=r"'poems' does not exist: this server serves .*, 'legal'"):
+            await client.chat.completions.create(model="poems", **message)
+    assert [request.lora for request in executor.submitted] == ["legal", "legal", None]
 
 
 async def test_request_ids_go_in_and_out(gateway: RunningGateway) -> None:

@@ -17,6 +17,7 @@ from briton.trtllm.engine_check import BuiltEngine, open_engine
 from briton.trtllm.executor import TrtllmExecutor
 from briton.trtllm.library import Library
 from briton.trtllm.loader import start_executor
+from briton.trtllm.lora import LORA_MODULE_IDS
 from briton.types import LookaheadConfig
 from tests.config.conftest import changed
 from tests.trtllm.stand_in.engine_config import EngineConfig
@@ -102,6 +103,9 @@ def write_engine(directory: Path, manifest: EngineManifest = MANIFEST, **build: 
         max_batch_size=built.max_batch_size,
         max_num_tokens=built.max_num_tokens,
         max_draft_len=built.max_draft_len,
+        lora_modules=tuple(LORA_MODULE_IDS.values()) if built.lora_adapters else (),
+        max_lora_rank=64,
+        num_layers=SHAPES.num_hidden_layers,
     ).save(directory)
     manifest.save(directory)
     return directory

@@ -95,7 +95,7 @@ def test_plain_values() -> None:
 def _check(plan: Any) -> None:
     calls = [plan.executor_config, plan.build.build_config, plan.quantization.quant_config]
     calls += [plan.calibration.calib_config] if plan.calibration else []
-    calls += [plan.build.speculative_config] if plan.build.speculative_config else []
+    calls += [call for call in (plan.build.speculative_config, plan.build.peft_cache_config) if call is not None]
     for call in calls:
         assert list(unknown_names(call)) == []
         for part in parts(call):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -181,8 +182,24 @@ def test_patch_kwargs(make_plan: MakePlan) -> None:
         ({"kv_cache_config": {"host_cache_size": "much"}}, "kv_cache_config.host_cache_size"),
         ({"kv_cache_config": {"host_cache_size": True}}, "kv_cache_config.host_cache_size"),
         ({"kv_cache_config": {"dtype": "nvfp4"}}, "kv_cache_config.dtype"),
+        ({"kv_cache_config": {"dtype": ["fp8"]}}, "kv_cache_config.dtype"),
+        ({"kv_cache_config": {"max_tokens": -1}}, "kv_cache_config.max_tokens"),
+        ({"kv_cache_config": {"host_cache_size": -1}}, "kv_cache_config.host_cache_size"),
+        ({"kv_cache_config": {"max_attention_window": [0]}}, "kv_cache_config.max_attention_window"),
+        ({"kv_cache_config": {"max_attention_window": []}}, "kv_cache_config.max_attention_window"),
         ({"scheduler_config": {"capacity_scheduler_policy": "STATIC"}}, "scheduler_config.capacity_scheduler_policy"),
         ({"speculative_config": {"decoding_type": "Lookahead"}}, "speculative_config.max_window_size"),
+        (
+            {
+                "speculative_config": {
+                    "decoding_type": "Lookahead",
+                    "max_window_size": 4,
+                    "max_ngram_size": 3,
+                    "max_verification_set_size": 0,  # which the library's own LookaheadDecodingConfig refuses
+                }
+            },
+            "speculative_config.max_verification_set_size",
+        ),
     ],
 )
 def test_patches_that_cannot_be(make_plan: MakePlan, patches: dict[str, Any], key: str) -> None:
@@ -236,11 +253,92 @@ def test_lora_adapters(make_plan: MakePlan) -> None:
     assert plan.build.llm_arguments["enable_lora"] is True
     build = plain(plan.build.build_config)
     assert build["plugin_config"]["lora_plugin"] == "auto"
-    assert build["lora_config"] == {"lora_target_modules": ["attn_q", "attn_v"], "max_lora_rank": 16}
+    # the library has all of query, key and value, or none
+    assert build["lora_config"] == {"lora_target_modules": ["attn_q", "attn_v", "attn_k"], "max_lora_rank": 16}
+    reserved = plan.memory.reserved_bytes_per_rank - make_plan().memory.reserved_bytes_per_rank
+    assert reserved >= 2 * 2 * 16 * 32 * (8192 + 5120 + 5120)
+
+
+@pytest.mark.parametrize("rank", [8, 64])
+@pytest.mark.parametrize("adapters", [1, 3])
+@pytest.mark.parametrize("modules", [["q_proj"], ["down_proj"], ["q_proj", "o_proj", "up_proj"], []])
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_the_librarys_caches_hold_every_adapter(
+    make_plan: MakePlan, rank: int, adapters: int, modules: list[str], ranks: int
+) -> None:
+    """Regression: the cache on the device was counted at full rank, and the library at rank 1: it had room for a
+    fraction of one adapter, and the library does not start then. The arithmetic is peftCacheManager.cpp's."""
+    plan = make_plan(
+        {
+            f"{BUILD}.lora_adapters": {f"a{i}": {"source": "HF", "repo": "acme/a"} for i in range(adapters)},
+            f"{BUILD}.lora_configuration": {"max_lora_rank": rank, "lora_target_modules": modules},
+            f"{BUILD}.tensor_parallel_count": ranks,
+        }
+    )
+    hidden, keys, mlp, layers = 4096, 1024, 14336, 32
+    widths = {
+        "attn_q": hidden + hidden // ranks,
+        "attn_k": hidden + keys // ranks,
+        "attn_v": hidden + keys // ranks,
+        "attn_dense": hidden // ranks + hidden,
+        "mlp_h_to_4h": hidden + mlp // ranks,
+        "mlp_gate": hidden + mlp // ranks,
+        "mlp_4h_to_h": mlp // ranks + hidden,
+    }
+    build = plain(plan.build.build_config)
+    used = [widths[module] for module in build["lora_config"]["lora_target_modules"]]
     cache = plain(plan.executor_config["peft_cache_config"])
-    assert cache["num_device_module_layer"] == 2 * 2 * 32
-    assert cache["max_adapter_size"] == 16
-    assert plan.memory.reserved_bytes_per_rank > make_plan().memory.reserved_bytes_per_rank
+    page_width = min(used)
+    for name in ("num_host_module_layer", "num_device_module_layer"):
+        slots = cache[name] * math.ceil(max(used) / page_width)
+        assert slots >= math.ceil(cache["max_adapter_size"] * sum(used) * layers / page_width)
+        needed = [math.ceil(rank * width / page_width) for width in used for _ in range(layers)]
+        per_page = cache["optimal_adapter_size"] * sum(math.ceil(width / page_width) for width in used) * layers
+        pages, in_page = 1, 0  # a row of an adapter is never divided over pages
+        for row in needed:
+            pages, in_page = (pages, in_page + row) if in_page + row <= per_page else (pages + 1, row)
+        assert math.ceil(slots / per_page) >= adapters * pages
+
+
+def test_modules_that_the_library_has_no_adapters_for(make_plan: MakePlan) -> None:
+    """Its output projection's adapter is as wide as the model, whatever the heads are."""
+    adapters = {f"{BUILD}.lora_adapters": {"legal": {"source": "HF", "repo": "acme/legal"}}}
+    attention, mlp = ["attn_q", "attn_k", "attn_v"], ["mlp_h_to_4h", "mlp_gate", "mlp_4h_to_h"]
+    for model, modules in (
+        ("Qwen/Qwen2.5-7B-Instruct", [*attention, "attn_dense", *mlp]),
+        ("Qwen/Qwen3-4B", [*attention, *mlp]),  # 32 heads of 128, and a width of 2560
+        ("Qwen/Qwen3-30B-A3B", attention),  # and experts
+    ):
+        build = plain(make_plan(adapters, model=shapes(model)).build.build_config)
+        assert build["lora_config"]["lora_target_modules"] == modules
+    for named, modules in (
+        (["v_proj"], ["attn_v", "attn_q", "attn_k"]),
+        (["up_proj", "o_proj"], ["mlp_gate", "attn_dense", "mlp_h_to_4h"]),
+        (["down_proj"], ["mlp_4h_to_h"]),
+    ):
+        given = {f"{BUILD}.lora_configuration": {"lora_target_modules": named}}
+        build = plain(make_plan({**adapters, **given}).build.build_config)
+        assert build["lora_config"]["lora_target_modules"] == modules
+    o_proj = {f"{BUILD}.lora_configuration": {"lora_target_modules": ["o_proj"]}}
+    with pytest.raises(ConfigError, match=r"names attn_dense: .*may change q_proj, k_proj, v_proj, gate_proj"):
+        make_plan({**adapters, **o_proj}, model=shapes("Qwen/Qwen3-4B"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_adapters": {"..": {"source": "HF", "repo": "a/b"}}}, "is no file name"),
+        ({"lora_adapters": {"tiny": {"source": "HF", "repo": "a/b"}}}, "is the name of the served model itself"),
+        ({"lora_configuration": {"lora_target_modules": ["embed_tokens"]}}, "names embed_tokens: of LlamaFor"),
+        ({"lora_configuration": {"max_lora_rank": 0}}, "max_lora_rank must be at least 1, not 0"),
+        ({"tensor_parallel_count": 16}, "over 16 tensor-parallel ranks: the model has 8 key-value heads"),
+    ],
+)
+def test_adapters_that_cannot_be(make_plan: MakePlan, changes: dict[str, Any], message: str) -> None:
+    adapters = {"lora_adapters": {"legal": {"source": "HF", "repo": "a/b"}}, **changes}
+    named = {"trt_llm.runtime.served_model_name": "tiny"}
+    with pytest.raises(ConfigError, match=message):
+        make_plan({**named, **{f"{BUILD}.{name}": value for name, value in adapters.items()}})
 
 
 def test_experts_on_ranks_of_their_own(make_plan: MakePlan) -> None:

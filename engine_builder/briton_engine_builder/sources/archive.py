@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from briton.errors import BuildError
-from briton_engine_builder.hf_checkpoint import CONFIG
+from briton_engine_builder.hf_checkpoint import ADAPTER_CONFIG, CONFIG
 from briton_engine_builder.sources.remote import CHUNK
 from briton_engine_builder.weights_file import check_free_space
 
@@ -96,8 +96,8 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, tree: Path, where: str
 
 
 def _find_model(tree: Path, where: str) -> Path:
-    """The one directory with config.json and weights, or the one .gguf file."""
-    configs = [path.parent for path in tree.rglob(CONFIG)]
+    """The one directory with config.json (or a LoRA adapter's) and weights, or the one .gguf file."""
+    configs = [path.parent for path in tree.rglob(CONFIG)] or [path.parent for path in tree.rglob(ADAPTER_CONFIG)]
     found = sorted(folder for folder in configs if next(folder.glob("*.safetensors"), None)) or sorted(
         tree.rglob("*.gguf")
     )

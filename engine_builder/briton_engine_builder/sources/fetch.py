@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from briton.config import CheckpointSource, Config, Environment
-from briton.config.checkpoint import HF_SECRET
+from briton.config.checkpoint import HF_SECRET, CheckpointRepository
 from briton.config.object_url import ObjectURL, parse_object_url
 from briton_engine_builder.sources.azure import AzureStore
 from briton_engine_builder.sources.fetched import FetchedCheckpoint, FetchIndex
@@ -23,10 +23,17 @@ logger = logging.getLogger(__name__)
 
 
 class Fetcher:
-    """Fetches the checkpoint of one config, which `briton.config.serving.check_servable` has let through."""
+    """Fetches the checkpoint of one config, or another one that it names, such as a LoRA adapter;
+    `briton.config.serving.check_servable` has let them through."""
 
-    def __init__(self, config: Config, environment: Environment, cache_dir: Path) -> None:
-        self._checkpoint = config.checkpoint
+    def __init__(
+        self,
+        config: Config,
+        environment: Environment,
+        cache_dir: Path,
+        checkpoint: CheckpointRepository | None = None,
+    ) -> None:
+        self._checkpoint = config.checkpoint if checkpoint is None else checkpoint
         self._environment = environment
         self._cache_dir = cache_dir / "checkpoints"
         self._index = FetchIndex(cache_dir)

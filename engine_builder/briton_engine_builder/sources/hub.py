@@ -13,7 +13,7 @@ from huggingface_hub import errors
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from briton.errors import BuildError
-from briton_engine_builder.hf_checkpoint import CONFIG
+from briton_engine_builder.hf_checkpoint import ADAPTER_CONFIG, ADAPTER_MODEL, CONFIG
 from briton_engine_builder.safetensors_reader import INDEX
 from briton_engine_builder.sources.fetched import FetchedCheckpoint
 from briton_engine_builder.sources.model_files import needed_files
@@ -67,7 +67,7 @@ def _download(repo: str, revision: str | None, token: str | None, needed: list[s
 def _cached_snapshot(repo: str, revision: str | None) -> Path | None:
     try:
         # newer releases of huggingface_hub check that these are complete; for older ones, opening the checkpoint does
-        patterns = [CONFIG, INDEX, "model*.safetensors"]
+        patterns = [CONFIG, INDEX, "model*.safetensors", ADAPTER_CONFIG, ADAPTER_MODEL]
         return Path(
             huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=patterns)
         )

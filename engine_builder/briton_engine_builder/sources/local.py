@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from briton.errors import BuildError
+from briton_engine_builder.hf_checkpoint import ADAPTER_CONFIG, CONFIG
 from briton_engine_builder.sources.fetched import FetchedCheckpoint
 
 _SUFFIXES = (".safetensors", ".json", ".jinja", ".gguf")
@@ -16,7 +17,7 @@ def fetch_local(repo: str) -> FetchedCheckpoint:
     """`repo` is the path of a directory or a .gguf file. Raises BuildError."""
     path = Path(repo).absolute()  # links are not followed: a hub snapshot's lead to blobs without a suffix
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / name).is_file() for name in (CONFIG, ADAPTER_CONFIG)):
             ggufs = sorted(path.glob("*.gguf"))
             if len(ggufs) != 1:
                 raise BuildError(

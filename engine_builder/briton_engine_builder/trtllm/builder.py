@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from briton.generation_config import GENERATION_CONFIG
 from briton.machine import Machine, this_machine
 from briton.model_shapes import ModelShapes
 from briton.trtllm.gpus import Gpu
+from briton.trtllm.lora import lora_modules, max_lora_rank
 from briton.trtllm.plan import TrtllmPlan, gpu_of, plan_of
 from briton.trtllm.quantization import check_gpu
 from briton_engine_builder.cache import EngineCache, readable_name
@@ -31,6 +33,7 @@ from briton_engine_builder.sources.shapes import fetch_shapes
 from briton_engine_builder.trtllm.calibration import with_calibration_data
 from briton_engine_builder.trtllm.engine_files import SavedEngine, take_engine
 from briton_engine_builder.trtllm.job import OUTPUT, BuildJob, job_of
+from briton_engine_builder.trtllm.lora import write_adapter
 from briton_engine_builder.trtllm.process import child_command, run_child
 from briton_engine_builder.trtllm.shapes_index import ShapesIndex
 
@@ -47,6 +50,7 @@ class PlannedEngine:
     """An engine that may be in the cache: all that its key depends on."""
 
     fetched: FetchedCheckpoint
+    adapters: Mapping[str, FetchedCheckpoint]
     plan: TrtllmPlan
     job: BuildJob
     key: str
@@ -58,7 +62,13 @@ def find_trtllm_engine(config: Config, environment: Environment, machine: Machin
     fetched = Fetcher(config, environment, cache_dir).remembered()
     if fetched is None:
         return None
-    planned = _planned(config, fetched, ShapesIndex(cache_dir), machine or this_machine())
+    adapters = dict[str, FetchedCheckpoint]()
+    for name, repository in config.lora_adapters.items():
+        adapter = Fetcher(config, environment, cache_dir, repository).remembered()
+        if adapter is None:
+            return None
+        adapters[name] = adapter
+    planned = _planned(config, fetched, adapters, ShapesIndex(cache_dir), machine or this_machine())
     return None if planned is None else EngineCache(cache_dir).find(planned.key)
 
 
@@ -81,7 +91,11 @@ def build_trtllm_engine(
         with suppress(BuildError):  # what keeps the shapes from being fetched is told again, or a snapshot is there
             _plan(config, fetch_shapes(checkpoint.repo, checkpoint.revision, token=token), machine)
     fetched = Fetcher(config, environment, cache_dir).fetch(progress=progress)
-    planned = _planned(config, fetched, index, machine)
+    adapters = {
+        name: Fetcher(config, environment, cache_dir, repository).fetch(progress=progress)
+        for name, repository in config.lora_adapters.items()
+    }
+    planned = _planned(config, fetched, adapters, index, machine)
     if planned is None:
         raise BuildError(f"{fetched.path} has no {CONFIG}: TensorRT-LLM builds from directories with safetensors")
     index.remember(fetched, planned.plan.shapes)
@@ -140,7 +154,13 @@ def _architecture(machine: Machine) -> str:
     return kinds.pop()
 
 
-def _planned(config: Config, fetched: FetchedCheckpoint, index: ShapesIndex, machine: Machine) -> PlannedEngine | None:
+def _planned(
+    config: Config,
+    fetched: FetchedCheckpoint,
+    adapters: Mapping[str, FetchedCheckpoint],
+    index: ShapesIndex,
+    machine: Machine,
+) -> PlannedEngine | None:
     shapes = index.look_up(fetched)
     if shapes is None:
         return None
@@ -152,9 +172,14 @@ def _planned(config: Config, fetched: FetchedCheckpoint, index: ShapesIndex, mac
         "builder_version": BUILDER_VERSION,
         "format_version": FORMAT_VERSION,
         "target": TARGET,
+        "lora_adapters": _identities(adapters),
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
-    return PlannedEngine(fetched, plan, job, f"{readable_name(config.checkpoint.name)}-{TARGET}-{digest}")
+    return PlannedEngine(fetched, adapters, plan, job, f"{readable_name(config.checkpoint.name)}-{TARGET}-{digest}")
+
+
+def _identities(adapters: Mapping[str, FetchedCheckpoint]) -> dict[str, str]:
+    return {name: fetched.identity for name, fetched in adapters.items()}
 
 
 def _write_engine(
@@ -164,6 +189,9 @@ def _write_engine(
     copy_tokenizer(checkpoint, directory)  # first, since it may fail, and quickly
     generation = read_json(checkpoint / GENERATION_CONFIG) if (checkpoint / GENERATION_CONFIG).is_file() else None
     stop_ids = eos_token_ids(checkpoint, read_json(checkpoint / CONFIG), generation)
+    for name, adapter in planned.adapters.items():  # quick, too
+        modules, max_rank = lora_modules(config, plan.shapes), max_lora_rank(config)
+        write_adapter(adapter.path, directory, name, plan.shapes, modules, max_rank)
     job = with_calibration_data(planned.job, plan.calibration, environment)
     child_directory = directory / _CHILD_DIRECTORY
     child_directory.mkdir()
@@ -184,7 +212,9 @@ def _manifest(
     plan, quantization, features = planned.plan, planned.plan.quantization, planned.plan.features
     dtype = _SHORT_DTYPES.get(plan.shapes.dtype, plan.shapes.dtype)
     files: dict[str, dict[str, Any]] = {
-        file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(directory.iterdir())
+        file.relative_to(directory).as_posix(): {"size": file.stat().st_size, "sha256": sha256_of(file)}
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
     }
     return EngineManifest(
         model_name=config.checkpoint.name,
@@ -208,7 +238,12 @@ def _manifest(
             lookahead=features.lookahead,
             paged_context_fmha=features.use_paged_context_fmha,
             pipeline_parallel_size=plan.build.parallelism.pipeline,
-            job={**planned.job.described(), "checkpoint_identity": planned.fetched.identity},
+            lora_adapters=tuple(planned.adapters),
+            job={
+                **planned.job.described(),
+                "checkpoint_identity": planned.fetched.identity,
+                "lora_adapter_identities": _identities(planned.adapters),
+            },
         ),
         tensor_parallel_size=plan.build.parallelism.tensor,
         files=files,

@@ -72,6 +72,7 @@ def _llm_arguments(job: BuildJob) -> dict[str, Any]:
         "quant_config": job.quant_config,
         "calib_config": job.calib_config,
         "speculative_config": job.speculative_config,
+        "peft_cache_config": job.peft_cache_config,
     }
     made = {name: make(call) for name, call in calls.items() if call is not None}
     return {**job.llm_arguments, **made}

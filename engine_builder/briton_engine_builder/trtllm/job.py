@@ -29,6 +29,7 @@ class BuildJob:
     quant_config: Call | None = None
     calib_config: Call | None = None
     speculative_config: Call | None = None
+    peft_cache_config: Call | None = None
     # A recipe of nvidia-modelopt: the checkpoint is quantized with it first, and the engine built from what it exports.
     model_optimizer_recipe: str | None = None
 
@@ -65,6 +66,7 @@ def job_of(plan: TrtllmPlan, checkpoint: Path, library_version: str, gpu_archite
         quant_config=quantization.quant_config if quantization.quant_config.arguments else None,
         calib_config=plan.calibration.calib_config if plan.calibration else None,
         speculative_config=plan.build.speculative_config,
+        peft_cache_config=plan.build.peft_cache_config,
         model_optimizer_recipe=quantization.model_optimizer_recipe,
     )
 

@@ -36,6 +36,7 @@ async def create_chat_completion(request: Request) -> Response:
         fields,
         [await gateway.prompts.of_chat(fields.messages)],
         request_id=request_id_of(request.scope),
+        model=model,
         prompt_field="messages",
         max_tokens=fields.max_completion_tokens or fields.max_tokens or gateway.settings.default_max_tokens,
         logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,

@@ -39,6 +39,7 @@ async def create_completion(request: Request) -> Response:
         fields,
         [await gateway.prompts.of_completion(prompt) for prompt in fields.prompt],
         request_id=request_id_of(request.scope),
+        model=model,
         prompt_field="prompt",
         max_tokens=fields.max_tokens or gateway.settings.default_max_tokens or DEFAULT_MAX_TOKENS,
         logprobs=fields.logprobs,

@@ -13,22 +13,22 @@ router = APIRouter(tags=["models"])
 
 @router.get("/v1/models", summary="List the served models")
 async def list_models(request: Request) -> ModelList:
-    """The one model of this server."""
-    return ModelList(data=[_model(gateway_of(request))])
+    """The model of this server, and its LoRA adapters."""
+    gateway = gateway_of(request)
+    return ModelList(data=[_model(gateway, name) for name in gateway.model_names])
 
 
 @router.get("/v1/models/{model:path}", summary="Look up a model")
 async def retrieve_model(request: Request, model: str) -> Model:
     """A served model; names may hold slashes. 404 for any other."""
     gateway = gateway_of(request)
-    gateway.check_model(model)
-    return _model(gateway)
+    return _model(gateway, gateway.check_model(model))
 
 
-def _model(gateway: Gateway) -> Model:
+def _model(gateway: Gateway, name: str) -> Model:
     info = gateway.readiness.model_info
     return Model(
-        id=gateway.settings.model_name,
+        id=name,
         created=gateway.created,
         max_model_len=info.max_seq_len if info is not None else None,
     )

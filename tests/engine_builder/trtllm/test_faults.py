@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from briton.config import Environment
-from briton.errors import BritonError, BuildError, ConfigError, Unsupported
+from briton.errors import BritonError, BuildError, ConfigError
 from briton_engine_builder import build_engine, find_cached_engine
 from tests.engine_builder.trtllm.conftest import MakeConfig
 from tests.engine_builder.trtllm.stand_in import StandIn
@@ -169,12 +169,6 @@ def _wait_until_gone(pid: int) -> None:
             {"trt_llm.build.num_builder_gpus": 4},
             ConfigError,
             r"on 4 GPUs \(1 ranks, num_builder_gpus 4\); this machine has 1",
-        ),
-        (
-            {},
-            {"trt_llm.build.lora_adapters": {"legal": {"source": "HF", "repo": "acme/lora"}}},
-            Unsupported,
-            "lora_adapters names legal: the TensorRT-LLM executor does not load adapters yet",
         ),
     ],
 )

@@ -116,6 +116,7 @@ CHECKS: dict[tuple[str, str], Callable[[Any], None]] = {
     ("Request", "priority"): number(0, 1),
     ("Request", "allotted_time_ms"): _duration,
     ("Request", "cache_salt_id"): _UINT64,
+    ("LoraConfig", "task_id"): _UINT64,
     ("OutputConfig", "return_generation_logits"): _flag,
     ("OutputConfig", "exclude_input_from_output"): _flag,
     ("KvCacheConfig", "max_tokens"): _COUNT,
@@ -137,4 +138,15 @@ def _lookahead(config: Any) -> None:
     assertion(config.max_ngram_size > 1 or config.max_window_size == 1, "ngramSize=1 requires windowSize=1")
 
 
-TOGETHER: dict[str, Callable[[Any], None]] = {"LookaheadDecodingConfig": _lookahead}
+def _lora(config: Any) -> None:
+    """loraConfig.cpp."""
+    if config.config is not None:
+        assertion(config.config.ndim == 2, "Expected config tensor to have 2 dimensions")
+        assertion(config.config.dtype == np.int32, "Expected lora config tensor to have type kINT32")
+    if config.weights is not None:
+        assertion(config.config is not None, "Request for LoRA inference with lora weights must also have lora config")
+        assertion(config.weights.ndim == 2, "Expected weights tensor to have 2 dimensions")
+        assertion(len(config.config) == len(config.weights), "Expected dim 0 of both to have the same size")
+
+
+TOGETHER: dict[str, Callable[[Any], None]] = {"LookaheadDecodingConfig": _lookahead, "LoraConfig": _lora}

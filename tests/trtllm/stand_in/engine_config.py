@@ -18,6 +18,9 @@ class EngineConfig:
     max_batch_size: int = 64
     max_num_tokens: int = 4096
     max_draft_len: int = 0
+    lora_modules: tuple[int, ...] = ()  # ids; empty: built without the LoRA plugin
+    max_lora_rank: int = 0
+    num_layers: int = 2
 
     def save(self, directory: Path) -> None:
         """Write config.json."""

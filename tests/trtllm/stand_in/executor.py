@@ -68,6 +68,7 @@ class StandInExecutor:
         self._stats: deque[Any] = deque(maxlen=executor_config.iter_stats_max_iterations)
         self._terminate = False
         self._prefixes: set[tuple[Any, tuple[int, ...]]] = set()
+        self._adapters: dict[int, bytes] = {}  # by task
         self._last_id = 0
         self._iter = 0
         self.callback_threads: set[int] = set()
@@ -287,6 +288,8 @@ class StandInExecutor:
             assertion(len(request.embedding_bias) == engine.vocab_size_padded, "embedding bias of another width")
         if self._masks(request):
             assertion(self._sizes(request) == (1, 1, 0), "logits post processor with lookahead decoding")
+        if request.lora_config is not None and engine.lora_modules:  # without the plugin, it is as if there were none
+            self._take_adapter(request.lora_config)
         room = engine.max_seq_len - len(prompt) - engine.max_draft_len
         return [
             Sequence(
@@ -298,6 +301,26 @@ class StandInExecutor:
             )
             for index in range(group.size)
         ]
+
+    def _take_adapter(self, lora: Any) -> None:
+        """PeftCacheManager::addRequestPeft, and what loraUtils.cpp checks."""
+        engine = self._engine
+        if lora.weights is None:
+            found = lora.task_id in self._adapters
+            assertion(found, f"LoRA task {lora.task_id} not found in cache. Please send LoRA weights with request")
+            return
+        cache = self._config.peft_cache_config
+        assertion(cache is not None and cache.num_device_module_layer > 0, "no room in the LoRA cache")
+        assertion(lora.weights.dtype == np.dtype("V2"), "Expected lora weights to be the same data type as base model")
+        for module, layer, rank in lora.config.tolist():
+            assertion(0 <= layer < engine.num_layers, "Expected layerId to be in the range [0, numModelLayers)")
+            assertion(module in engine.lora_modules, f"lora module {module} not enabled for this model")
+            assertion(0 < rank <= engine.max_lora_rank, f"Invalid low_rank ({rank})")
+        self._adapters[lora.task_id] = lora.weights.tobytes()
+
+    def _adapter(self, sequence: Sequence) -> bytes:
+        lora = sequence.request.lora_config
+        return b"" if lora is None else self._adapters.get(lora.task_id, b"")
 
     def _forward(self) -> None:
         """One step of the sequences that have blocks, or get them."""
@@ -332,7 +355,7 @@ class StandInExecutor:
 
     def _reusable(self, sequence: Sequence) -> int:
         """Blocks of the prompt that were computed before; a whole prompt counts its last block as reused in part."""
-        prompt, salt = sequence.prompt, sequence.request.cache_salt_id
+        prompt, salt = sequence.prompt, (sequence.request.cache_salt_id, self._adapter(sequence))
         count = 0
         while (count + 1) * BLOCK <= len(prompt) and (salt, tuple(prompt[: (count + 1) * BLOCK])) in self._prefixes:
             count += 1
@@ -340,18 +363,22 @@ class StandInExecutor:
 
     def _compute(self, sequence: Sequence) -> Row:
         """Logits of the last token, or of the last one in a chunk of context."""
-        engine = self._engine
         if sequence.in_context:
             chunk = self._config.max_num_tokens if self._config.enable_chunked_context else None
             end = min(len(sequence.prompt), sequence.num_computed + (chunk or len(sequence.prompt)))
             sequence.num_computed = end
             if not sequence.in_context:
-                salt = sequence.request.cache_salt_id
+                salt = (sequence.request.cache_salt_id, self._adapter(sequence))
                 for block_end in range(BLOCK, len(sequence.prompt) + 1, BLOCK):
                     self._prefixes.add((salt, tuple(sequence.prompt[:block_end])))
-            return logits_of(sequence.prompt[:end], engine.vocab_size, engine.vocab_size_padded)
-        context = sequence.prompt + sequence.output
-        return logits_of(context, engine.vocab_size, engine.vocab_size_padded)
+            context = sequence.prompt[:end]
+        else:
+            context = sequence.prompt + sequence.output
+        return self._logits(sequence, context)
+
+    def _logits(self, sequence: Sequence, context: list[int]) -> Row:
+        engine = self._engine
+        return logits_of(context, engine.vocab_size, engine.vocab_size_padded, self._adapter(sequence))
 
     def _post_process(self, scheduled: list[Sequence], rows: list[Row]) -> None:
         config = self._config.logits_post_processor_config
@@ -370,7 +397,7 @@ class StandInExecutor:
 
     def _decode(self, sequence: Sequence, row: Row) -> None:
         """Sample, and with lookahead accept up to N - 1 tokens more, which are those that would have come."""
-        faults, engine = self.faults, self._engine
+        faults = self.faults
         sequence.first_token_at = sequence.first_token_at or time.monotonic()
         sequence.num_steps += 1
         accepted = 0
@@ -381,7 +408,7 @@ class StandInExecutor:
         for i in range(1 + accepted):
             if i:
                 context = sequence.prompt + sequence.output
-                row = logits_of(context, engine.vocab_size, engine.vocab_size_padded)
+                row = self._logits(sequence, context)
                 sequence.num_accepted_tokens += 1
             if faults.error_after is not None and len(sequence.output) >= faults.error_after:
                 faults.error_after = None

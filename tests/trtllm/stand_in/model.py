@@ -13,9 +13,9 @@ PADDING_LOGIT = 50.0  # of the padded part of the vocabulary: high, so that nobo
 Row = NDArray[np.float32]  # [vocab_size_padded]
 
 
-def logits_of(context: list[int], vocab_size: int, vocab_size_padded: int) -> Row:
-    """What the model gives after `context`."""
-    seed = zlib.crc32(np.asarray([len(context), *context[-16:]], np.int32).tobytes())
+def logits_of(context: list[int], vocab_size: int, vocab_size_padded: int, adapter: bytes = b"") -> Row:
+    """What the model gives after `context`, with the weights of an adapter if there are any."""
+    seed = zlib.crc32(adapter + np.asarray([len(context), *context[-16:]], np.int32).tobytes())
     row = np.full(vocab_size_padded, PADDING_LOGIT, np.float32)
     row[:vocab_size] = np.random.Generator(np.random.PCG64(seed)).standard_normal(vocab_size, np.float32) * 2
     return row
