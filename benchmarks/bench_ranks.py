@@ -4,8 +4,8 @@
 
 Steps are decode steps at 100 tokens of context, at batch 1 and 16, of SmolLM2 and of a random model of a billion
 weights, int8. `step_ratio_1b` is the time of a step on two ranks over that on one: the worse of both batches' medians.
-`broadcast_share` is what rank 0 spends in telling the others what to compute, and in collecting the logits beyond its
-own, of a step of SmolLM2 (the worse batch). `identical`: greedy tokens in float32 on one rank and on two. `detect_s`
+`broadcast_share` is what rank 0 spends in laying a step out and telling the others, of a step of SmolLM2 (the worse
+batch); `logits_share` the same in collecting their logits, with the wait for the slower rank. `identical`: greedy tokens in float32 on one rank and on two. `detect_s`
 and `recover_s` are the worst of killing and of stopping rank 1. `weights_share_rank1` is rank 1's share of what loading
 the weights added to both ranks' proportional set sizes. The last line is one JSON document.
 """
@@ -19,7 +19,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import machine
 import yaml
@@ -37,6 +37,14 @@ CONTEXT_TOKENS = 100
 BATCHES = (1, 16)
 SIZES = (1, 2)
 FAULTS = [(signal.SIGKILL, 1), (signal.SIGSTOP, 1)]
+
+
+class Step(NamedTuple):
+    """A step on two ranks: medians of rounds, and shares of its time on rank 0."""
+
+    ratio: float  # its time over that of a step on one rank
+    broadcast: float
+    logits: float
 
 
 def main() -> None:
@@ -68,10 +76,12 @@ def main() -> None:
         json.dumps(
             {
                 "identical": identical,
-                "broadcast_share": round(max(share for _, share in small_steps.values()), 4),
-                "broadcast_share_1b": round(max(share for _, share in large_steps.values()), 4),
-                "step_ratio_smollm2": round(max(ratio for ratio, _ in small_steps.values()), 3),
-                "step_ratio_1b": round(max(ratio for ratio, _ in large_steps.values()), 3),
+                "broadcast_share": round(max(step.broadcast for step in small_steps), 4),
+                "broadcast_share_1b": round(max(step.broadcast for step in large_steps), 4),
+                "logits_share": round(max(step.logits for step in small_steps), 4),
+                "logits_share_1b": round(max(step.logits for step in large_steps), 4),
+                "step_ratio_smollm2": round(max(step.ratio for step in small_steps), 3),
+                "step_ratio_1b": round(max(step.ratio for step in large_steps), 3),
                 "detect_s": round(max(fault.detect_s for fault in faults), 2),
                 "recover_s": round(max(fault.recover_s for fault in faults), 1),
                 "weights_share_rank1": round(loaded[1] / sum(loaded), 3),
@@ -98,11 +108,10 @@ def _identical(directories: dict[int, Path], num_prompts: int) -> bool:
     return bool(tokens[0] == tokens[1])
 
 
-def _steps(name: str, directories: dict[int, Path], rounds: int, tokens: int) -> dict[int, tuple[float, float]]:
-    """By batch: the median of rounds of the time of a step on two ranks over that on one; and rank 0's share of it in
-    passing steps and logits on."""
+def _steps(name: str, directories: dict[int, Path], rounds: int, tokens: int) -> list[Step]:
+    """One for each batch."""
     sides = {size: _start(directory, size, "bf16") for size, directory in directories.items()}
-    found = {}
+    found = []
     try:
         for batch in BATCHES:
             workload = Workload("", batch, CONTEXT_TOKENS, tokens)
@@ -112,19 +121,18 @@ def _steps(name: str, directories: dict[int, Path], rounds: int, tokens: int) ->
                     answer = sides[size].ask(prompts=workload.prompts(number), max_tokens=tokens)
                     if number:  # the first one warms up
                         runs[size].append(answer)
-            found[batch] = _compared(name, batch, runs)
+            found.append(_compared(name, batch, runs))
     finally:
         for side in sides.values():
             side.close()
     return found
 
 
-def _compared(name: str, batch: int, runs: dict[int, list[dict[str, Any]]]) -> tuple[float, float]:
+def _compared(name: str, batch: int, runs: dict[int, list[dict[str, Any]]]) -> Step:
     step = {size: [run["decode_s"] / run["num_steps"] for run in of] for size, of in runs.items()}
     ratio = median(two / one for one, two in zip(step[1], step[2], strict=True))
     total = sum(run["decode_s"] for run in runs[2])
     parts = {part: sum(run["account"][part] for run in runs[2]) / total for part in runs[2][0]["account"]}
-    overhead = parts["broadcast_s"] + parts["gather_s"]
     print(
         f"{name}, batch {batch}: a step of two ranks is {ratio:.2f} of one rank's "
         f"({median(step[2]) * 1e3:.1f} and {median(step[1]) * 1e3:.1f} ms); of it on rank 0: "
@@ -132,7 +140,7 @@ def _compared(name: str, batch: int, runs: dict[int, list[dict[str, Any]]]) -> t
         f"logits {parts['gather_s']:.2%}, sampling and the like {1 - parts['step_s']:.1%}, "
         f"the rest is compute"
     )
-    return ratio, overhead
+    return Step(ratio, parts["broadcast_s"], parts["gather_s"])
 
 
 def _billion(environment: Environment, tokenizer: Path, size: int) -> Path:
