@@ -3,11 +3,12 @@
     .venv/bin/python benchmarks/bench_ranks.py [--quick] [--rounds N]
 
 Steps are decode steps at 100 tokens of context, at batch 1 and 16, of SmolLM2 and of a random model of a billion
-weights, int8. `step_ratio_1b` is the time of a step on two ranks over that on one: the worse of both batches' medians.
-`broadcast_share` is what rank 0 spends in laying a step out and telling the others, of a step of SmolLM2 (the worse
-batch); `logits_share` the same in collecting their logits, with the wait for the slower rank. `identical`: greedy tokens in float32 on one rank and on two. `detect_s`
-and `recover_s` are the worst of killing and of stopping rank 1. `weights_share_rank1` is rank 1's share of what loading
-the weights added to both ranks' proportional set sizes. The last line is one JSON document.
+weights, int8. `step_ratio_1b` is the time of a step on two ranks over that on one: the worse of both batches'
+medians. `broadcast_share` is what rank 0 spends in laying a step out and telling the others, of a step of SmolLM2
+(the worse batch); `logits_share` the same in collecting their logits, with the wait for the slower rank. `identical`:
+greedy tokens in float32 on one rank and on two. `detect_s` and `recover_s` are the worst of killing and of stopping
+rank 1. `weights_share_rank1` is rank 1's share of what loading the weights added to both ranks' proportional set
+sizes. The last line is one JSON document.
 """
 
 from __future__ import annotations
