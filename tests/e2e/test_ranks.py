@@ -30,6 +30,7 @@ pytestmark = pytest.mark.slow
 FAULTS = Path(__file__).parent / "rank_faults"
 NUM_REQUESTS = 3
 DETECTION_S = 3.0
+ENDLESS_S = 6.0  # how long a rank may compute by itself follows the longest that one ever took (`verdict.PATIENCE`)
 KV_TOKENS = 32_768
 KV_BYTES_A_TOKEN = 2 * 4 * 64 * 4 * 2  # layers, key/value heads, head size, bytes; keys and values
 
@@ -180,7 +181,7 @@ def test_what_happens_to_a_rank_ends_the_job_and_starts_it_again(
     for at, error in ends:
         assert error is not None, "the request was answered"
         assert error.code() is grpc.StatusCode.UNAVAILABLE
-        assert at - started < DETECTION_S
+        assert at - started < (ENDLESS_S if "has computed" in message else DETECTION_S)
         assert re.search(message, str(error.details())), error.details()
     assert not engine_is_serving(f"127.0.0.1:{ranks.grpc_port}")
     wait_until(lambda: not any(is_running(pid) for pid in before.values()), timeout_s=5)
