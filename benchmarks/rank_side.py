@@ -3,9 +3,9 @@
     mpiexec -n N python rank_side.py ENGINE_DIR THREADS PRECISION
 
     -> {"prompts": [[token ids] ...], "max_tokens": n}
-    <- {"tokens": [[...] ...], "num_steps": n, "decode_s": s, "account": {...}, "pss_bytes": [per rank]}
+    <- {"tokens": [[...] ...], "num_steps": n, "decode_s": s, "host_s": s, "account": {...}}
 
-`decode_s`, `num_steps` and `account` (rank 0's) count from the step after the last first token.
+All but the tokens count from the step after the last first token; `account` is rank 0's.
 """
 
 from __future__ import annotations

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from briton.config import Config
     from briton.logs import LineWriter
 
-EXIT_ERROR = 1
-EXIT_CONFIG_ERROR = 2
-
 app = typer.Typer(
     name="briton",
     help="Serve text-generation models: a Truss-style config.yaml in, an OpenAI-compatible endpoint out.",
@@ -65,7 +62,7 @@ def _report(error: Exception, debug: bool) -> int:
     """Tell standard error what went wrong; returns the exit code."""
     from briton.child_process import ERROR_PREFIX
     from briton.config import load_environment
-    from briton.errors import BritonError, ConfigError
+    from briton.errors import EXIT_CONFIG_ERROR, BritonError, exit_code_of
     from briton.supervisor import ChildFailed
 
     told = isinstance(error, (BritonError, OSError))
@@ -75,7 +72,7 @@ def _report(error: Exception, debug: bool) -> int:
     print(ERROR_PREFIX + " ".join(message.split()), file=sys.stderr)
     # What an engine says of its config when it starts is no other error than what `config check` says of it.
     refused = isinstance(error, ChildFailed) and error.returncode == EXIT_CONFIG_ERROR
-    return EXIT_CONFIG_ERROR if refused or isinstance(error, ConfigError) else EXIT_ERROR
+    return EXIT_CONFIG_ERROR if refused else exit_code_of(error)
 
 
 def _print_version(wanted: bool) -> None:
@@ -308,7 +305,7 @@ def check(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="C
     from briton.child_process import ERROR_PREFIX
     from briton.config import load_config
     from briton.config.report import report
-    from briton.errors import ConfigError
+    from briton.errors import EXIT_CONFIG_ERROR, ConfigError
 
     wrong = False
     for file in files:

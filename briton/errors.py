@@ -106,6 +106,10 @@ def mapping_of(error: BaseException) -> Mapping:
     return next((mapping for kind, mapping in ERROR_TABLE if isinstance(error, kind)), INTERNAL)
 
 
+EXIT_ERROR = 1
+EXIT_CONFIG_ERROR = 2  # a wrong config or command line
+
+
 def exit_code_of(error: BaseException) -> int:
-    """Of a command that ends with this error: 2 for a wrong config or command line."""
-    return 2 if isinstance(error, ConfigError) else 1
+    """Of a command that ends with this error."""
+    return EXIT_CONFIG_ERROR if isinstance(error, ConfigError) else EXIT_ERROR

@@ -18,8 +18,6 @@ from briton.executor import follow_executor
 from briton.job.member import Member
 from briton.job.seat import Seat, leave_world, take_seat
 
-logger = logging.getLogger(__name__)
-
 
 def run_rank(config: Config, engine_dir: Path, *, host: str, port: int, rank: int, member: Member | None) -> int:
     """Serve as rank 0, or follow, until rank 0 ends. Returns 0 after a drain; a rank that fails ends its process."""
@@ -48,12 +46,12 @@ def _follow(config: Config, engine_dir: Path, seat: Seat) -> int:
 
 def _end(seat: Seat, rank: int, error: BaseException) -> NoReturn:
     """Tell why, and end without waiting for other ranks, which MPI's own end would do."""
-    message = str(error) or type(error).__name__
+    message = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, BritonError):
         traceback.print_exception(error)
     if not isinstance(error, SystemExit):
-        print(f"{ERROR_PREFIX}rank {rank}: {' '.join(message.split())}", file=sys.stderr)
-        seat.member.fail(" ".join(message.split()), exit_code_of(error))
+        print(f"{ERROR_PREFIX}rank {rank}: {message}", file=sys.stderr)
+        seat.member.fail(message, exit_code_of(error))
     logging.shutdown()
     sys.stderr.flush()
     os._exit(exit_code_of(error))

@@ -15,7 +15,7 @@ from types import FrameType
 
 import psutil
 
-from briton.errors import BritonError, ConfigError
+from briton.errors import EXIT_CONFIG_ERROR, BritonError, ConfigError
 from briton.job.hub import Departure, Failure, Hub
 from briton.job.pid_space import pid_space
 
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 JOB_VARIABLE = "BRITON_JOB"  # where ranks find the hub; read by `briton.config.environment`
 _FAREWELL_S = 4.0  # after a failure, for rank 0 to tell its clients; after rank 0's departure, for the others to follow
 _LAST_S = 0.2  # after a failure and rank 0's end: for the others to end by themselves
-_CONFIG_ERROR = 2  # the exit code
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,4 +120,4 @@ class Launcher:
 
 
 def _error(failure: Failure) -> BritonError:
-    return ConfigError(failure.message) if failure.exit_code == _CONFIG_ERROR else BritonError(failure.message)
+    return ConfigError(failure.message) if failure.exit_code == EXIT_CONFIG_ERROR else BritonError(failure.message)
