@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from prompt_set import Prompt
 
-from briton.executor import Executor
+from briton.config.lookahead import LookaheadConfig
+from briton.engine.executor import Executor
+from briton.engine.types import GenerationRequest, SamplingParams, Speculation
 from briton.guidance.guide import Guide
-from briton.types import GenerationRequest, LookaheadConfig, SamplingParams, Speculation
 
 OFF = LookaheadConfig(1, 1, 0)
 _TIMEOUT_S = 120.0

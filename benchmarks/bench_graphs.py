@@ -18,14 +18,14 @@ from in_process import InProcess
 from served_model import Limits, ServedModel, prepare
 from workload import Workload
 
-from briton.config import load_environment
-from briton.engine_dir import load_manifest
-from briton.executor import create_executor
+from briton.config.environment import load_environment
+from briton.engine.types import ModelInfo
 from briton.local.executor import LocalExecutor
 from briton.local.model_runner import ModelRunner
 from briton.local.padding import FIXED_SIZES
 from briton.local.settings import LocalSettings
-from briton.types import ModelInfo
+from briton.model.engine_dir import load_manifest
+from briton.process.executors import create_executor
 
 PROMPT_TOKENS = 32
 

@@ -43,7 +43,7 @@ from lookup_peers import compare_peers
 from prompt_set import KINDS, Prompt, load_prompts
 from served_model import Limits, prepare
 
-from briton.config import load_environment
+from briton.config.environment import load_environment
 from briton.guidance.guide import Guide
 
 MODES = {mode.name: mode for mode in (NGRAM, WINDOW, BOTH, WINDOW_FORCED)}

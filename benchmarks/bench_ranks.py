@@ -30,8 +30,9 @@ from rank_faults import measure_faults
 from served_model import Limits, prepare
 from workload import Workload
 
-from briton.config import Environment, load_config, load_environment
-from briton.job.mpiexec import find_mpiexec
+from briton.config.environment import Environment, load_environment
+from briton.config.loader import load_config
+from briton.ranks.mpiexec import find_mpiexec
 from briton_engine_builder import build_engine
 
 CONTEXT_TOKENS = 100

@@ -26,8 +26,8 @@ from served_model import Limits, prepare
 from serving import Serving
 from stream_client import Stream, chat
 
-from briton.config import load_environment
-from briton.executor import create_executor
+from briton.config.environment import load_environment
+from briton.process.executors import create_executor
 
 CONCURRENCIES = (1, 4, 16)
 PROMPT_TOKENS, OUTPUT_TOKENS = 128, 128

@@ -28,8 +28,8 @@ from peer_process import PeerProcess, start_peer
 from served_model import Limits, prepare
 from workload import Measured, Workload
 
-from briton.config import load_environment
-from briton.executor import create_executor
+from briton.config.environment import load_environment
+from briton.process.executors import create_executor
 
 
 class Side(Protocol):

@@ -29,8 +29,9 @@ from chat_workload import ChatWorkload
 from serving import Serving
 from stream_client import Stream, chat
 
-from briton.config import load_config, load_environment
-from briton.machine import this_machine
+from briton.config.environment import load_environment
+from briton.config.loader import load_config
+from briton.trtllm.machine import this_machine
 from briton_engine_builder import build_engine
 
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from answers import OFF, Answer, Asker
 from prompt_set import Prompt
 
-from briton.types import LookaheadConfig
+from briton.config.lookahead import LookaheadConfig
 
 WITH, WITHOUT, PLAIN = "with", "without", "plain"  # plain: another engine, that has no speculator
 

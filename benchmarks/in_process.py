@@ -9,8 +9,8 @@ from itertools import count
 
 from workload import Measured, Workload
 
-from briton.executor import Executor
-from briton.types import GenerationRequest, SamplingParams
+from briton.engine.executor import Executor
+from briton.engine.types import GenerationRequest, SamplingParams
 
 _TIMEOUT_S = 120.0
 

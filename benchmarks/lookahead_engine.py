@@ -12,14 +12,14 @@ from unittest.mock import patch
 from answers import Asker
 from served_model import Limits, Speculator, prepare
 
-from briton.config import load_environment
-from briton.engine_dir import load_manifest
-from briton.executor import create_executor
+from briton.config.environment import load_environment
 from briton.guidance.compiler import GuideCompiler
 from briton.guidance.guide import Guide, GuideSpec
 from briton.local.lookahead.costs import CostCurve
 from briton.local.model_runner import ModelRunner
 from briton.local.plan import Forward
+from briton.model.engine_dir import load_manifest
+from briton.process.executors import create_executor
 from briton.text.tokenizer import Tokenizer
 
 

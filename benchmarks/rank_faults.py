@@ -13,7 +13,7 @@ import grpc
 import psutil
 from serving import Serving
 
-from briton.probes import engine_is_serving
+from briton.process.probes import engine_is_serving
 from briton.v1 import engine_pb2 as pb
 from briton.v1 import engine_pb2_grpc as pb_grpc
 

@@ -17,13 +17,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from briton.executor import Executor
-from briton.job.memory import proportional_set_size
-from briton.job.progress import Progress
+from briton.engine.executor import Executor
+from briton.engine.types import GenerationRequest, SamplingParams
 from briton.local.loader import follow_local_executor, load_local_executor
-from briton.local.ranks.communicator import Communicator
 from briton.local.settings import LocalSettings
-from briton.types import GenerationRequest, SamplingParams
+from briton.ranks.communicator import Communicator
+from briton.ranks.memory import proportional_set_size
+from briton.ranks.progress import Progress
 
 
 def main(directory: Path, threads: int, precision: str) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import yaml
 from requantize import requantize
 
-from briton.config import Config, Environment, load_config
+from briton.config.config import Config
+from briton.config.environment import Environment
+from briton.config.loader import load_config
 from briton_engine_builder import build_engine
 from briton_engine_builder.sources import Fetcher
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from briton.config import Config
-    from briton.logs import LineWriter
+    from briton.config.config import Config
+    from briton.process.logs import LineWriter
 
 app = typer.Typer(
     name="briton",
@@ -60,10 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _report(error: Exception, debug: bool) -> int:
     """Tell standard error what went wrong; returns the exit code."""
-    from briton.child_process import ERROR_PREFIX
-    from briton.config import load_environment
+    from briton.config.environment import load_environment
     from briton.errors import EXIT_CONFIG_ERROR, BritonError, exit_code_of
-    from briton.supervisor import ChildFailed
+    from briton.process.child_process import ERROR_PREFIX
+    from briton.process.supervisor import ChildFailed
 
     told = isinstance(error, (BritonError, OSError))
     if not told or debug or load_environment().debug:
@@ -153,12 +153,13 @@ def serve(
     Ctrl-C.
     """
     loaded, writer = _open_config(config, "serve")
-    from briton.config import load_environment
-    from briton.serve import ServeOptions
-    from briton.serve import serve as run
+    from briton.config.environment import load_environment
+    from briton.process.serve import ServeOptions
+    from briton.process.serve import serve as run
+    from briton_engine_builder import build_engine
 
     options = ServeOptions(host, port, grpc_port, hostfile, context.obj.debug)
-    raise typer.Exit(run(loaded, load_environment(), options, writer))
+    raise typer.Exit(run(loaded, load_environment(), options, writer, build_engine))
 
 
 @app.command()
@@ -181,7 +182,7 @@ def build(
     if executor or offline or model_config or as_json:
         raise typer.BadParameter("--executor, --offline, --model-config and --json belong to --dry-run")
     loaded, _ = _open_config(config, "build")
-    from briton.config import load_environment
+    from briton.config.environment import load_environment
     from briton_engine_builder import build_engine
 
     typer.echo(build_engine(loaded, load_environment()))
@@ -208,8 +209,8 @@ def engine(
     """
     if supervised:
         _end_with_supervisor()
-    from briton.config import load_environment
-    from briton.engine_command import EngineOptions, as_member, run_engine_command
+    from briton.config.environment import load_environment
+    from briton.process.engine_command import EngineOptions, as_member, run_engine_command
 
     environment = load_environment()
     with as_member(environment) as member:
@@ -248,12 +249,14 @@ def gateway(
     if supervised:
         _end_with_supervisor()
     loaded, _ = _open_config(config, "gateway", supervised)
-    from briton.probes import claim_port
+    from briton.process.cpu import never_preempt
+    from briton.rpc.ports import claim_port
     from briton_server.main import run_gateway
 
     host = loaded.briton.host if host is None else host
     port = loaded.briton.http_port if port is None else port
     claim_port(host, port, "--port")
+    never_preempt()
     raise typer.Exit(run_gateway(loaded, tokenizer_dir=tokenizer, engine_address=engine, host=host, port=port))
 
 
@@ -282,7 +285,8 @@ def _print_plan(
 ) -> None:
     import json
 
-    from briton.config import load_config, load_environment
+    from briton.config.environment import load_environment
+    from briton.config.loader import load_config
     from briton_engine_builder.explain import explain
 
     explanation = explain(
@@ -302,10 +306,10 @@ def check(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="C
     Says what each would build and serve, by which executor and why. Exit code 2 when one is wrong, with the field's
     name.
     """
-    from briton.child_process import ERROR_PREFIX
-    from briton.config import load_config
-    from briton.config.report import report
+    from briton.config.loader import load_config
     from briton.errors import EXIT_CONFIG_ERROR, ConfigError
+    from briton.process.child_process import ERROR_PREFIX
+    from briton.process.config_report import report
 
     wrong = False
     for file in files:
@@ -327,10 +331,10 @@ def _open_config(
     """
     import logging
 
-    from briton.config import load_config
+    from briton.config.loader import load_config
     from briton.config.local_target import map_quantization
-    from briton.config.serving import check_servable, choose_executor
-    from briton.logs import configure_logging
+    from briton.process.executor_choice import check_servable, choose_executor
+    from briton.process.logs import configure_logging
 
     config = load_config(path)
     remarks = []
@@ -351,6 +355,6 @@ def _open_config(
 
 
 def _end_with_supervisor() -> None:
-    from briton.child_process import end_with_supervisor
+    from briton.process.child_process import end_with_supervisor
 
     end_with_supervisor()

@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import grpc
-
 
 @dataclass(eq=False)
 class BritonError(Exception):
@@ -81,29 +79,29 @@ class BuildError(BritonError):
     """A checkpoint cannot be fetched, read or converted: exit code 1 of the command line."""
 
 
-class Mapping(NamedTuple):
+class WireStatus(NamedTuple):
     """How an error looks on the wire."""
 
-    grpc_code: grpc.StatusCode
+    grpc_code: str  # the name of a gRPC status code
     http_status: int
     openai_type: str  # `error.type` of the OpenAI error body
 
 
 # The first entry that matches by isinstance holds.
-ERROR_TABLE: tuple[tuple[type[BritonError], Mapping], ...] = (
-    (InvalidRequest, Mapping(grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error")),
-    (Unsupported, Mapping(grpc.StatusCode.UNIMPLEMENTED, 400, "invalid_request_error")),
-    (ModelNotFound, Mapping(grpc.StatusCode.NOT_FOUND, 404, "invalid_request_error")),
-    (QueueFull, Mapping(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "rate_limit_error")),
-    (Unavailable, Mapping(grpc.StatusCode.UNAVAILABLE, 503, "service_unavailable_error")),
-    (DeadlineExceeded, Mapping(grpc.StatusCode.DEADLINE_EXCEEDED, 504, "timeout_error")),
+ERROR_TABLE: tuple[tuple[type[BritonError], WireStatus], ...] = (
+    (InvalidRequest, WireStatus("INVALID_ARGUMENT", 400, "invalid_request_error")),
+    (Unsupported, WireStatus("UNIMPLEMENTED", 400, "invalid_request_error")),
+    (ModelNotFound, WireStatus("NOT_FOUND", 404, "invalid_request_error")),
+    (QueueFull, WireStatus("RESOURCE_EXHAUSTED", 429, "rate_limit_error")),
+    (Unavailable, WireStatus("UNAVAILABLE", 503, "service_unavailable_error")),
+    (DeadlineExceeded, WireStatus("DEADLINE_EXCEEDED", 504, "timeout_error")),
 )
-INTERNAL = Mapping(grpc.StatusCode.INTERNAL, 500, "server_error")
+INTERNAL = WireStatus("INTERNAL", 500, "server_error")
 
 
-def mapping_of(error: BaseException) -> Mapping:
+def wire_status_of(error: BaseException) -> WireStatus:
     """The table's row for an error; INTERNAL for whatever is not in it."""
-    return next((mapping for kind, mapping in ERROR_TABLE if isinstance(error, kind)), INTERNAL)
+    return next((status for kind, status in ERROR_TABLE if isinstance(error, kind)), INTERNAL)
 
 
 EXIT_ERROR = 1

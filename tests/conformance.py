@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from briton.config.lookahead import LookaheadConfig
+from briton.engine.executor import Executor
+from briton.engine.types import FinishReason, ModelInfo
 from briton.errors import EngineDead, InvalidRequest, QueueFull
-from briton.executor import Executor
-from briton.types import FinishReason, LookaheadConfig, ModelInfo
 from tests.request_runner import RequestRunner, Result
 from tests.scripted_guide import ScriptedGuide
 
@@ -51,7 +52,7 @@ class ExecutorLimits:
 
 
 class ExecutorConformance:
-    """Every promise of the Executor protocol and of `briton.types`. Run it in float32: it compares tokens.
+    """Every promise of the Executor protocol and of `briton.engine.types`. Run it in float32: it compares tokens.
 
     A subclass whose `limits` have lookahead runs all of it on an executor that speculates.
     """

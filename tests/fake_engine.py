@@ -12,8 +12,8 @@ import grpc
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from briton.engine import Compiler, Engine
-from briton.grpc_server import EngineServer
+from briton.engine.engine import Compiler, Engine
+from briton.rpc.server import EngineServer
 from briton.text.tokenizer import Tokenizer
 from briton.v1 import engine_pb2_grpc as pb_grpc
 from tests.fake_executor import FakeExecutor

@@ -14,13 +14,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from briton.errors import EngineDead, QueueFull
-from briton.guidance.guide import Guide
-from briton.types import (
+from briton.config.lookahead import LookaheadConfig
+from briton.engine.types import (
     ExecutorStats,
     FinishReason,
     GenerationRequest,
-    LookaheadConfig,
     ModelInfo,
     RequestTimings,
     SamplingParams,
@@ -28,7 +26,9 @@ from briton.types import (
     TokenChunk,
     TokenLogprob,
 )
-from briton.validation import check_request
+from briton.engine.validation import check_request
+from briton.errors import EngineDead, QueueFull
+from briton.guidance.guide import Guide
 
 # Token id i below 256 is the byte i (see `fake_engine.write_tokenizer`), so a test writes token ids as list(b"hello").
 END_OF_TEXT, IM_START, IM_END = 256, 257, 258
@@ -153,7 +153,7 @@ class FakeExecutor:
     # The protocol.
 
     def submit(self, request: GenerationRequest) -> None:
-        """See `briton.executor.Executor`."""
+        """See `briton.engine.executor.Executor`."""
         request = check_request(request, self.info)
         with self._condition:
             if self._dead is not None:
@@ -183,7 +183,7 @@ class FakeExecutor:
             self._condition.notify_all()
 
     def cancel(self, request_id: int) -> None:
-        """See `briton.executor.Executor`."""
+        """See `briton.engine.executor.Executor`."""
         with self._condition:
             entry = self._running.get(request_id)
             if entry is None:
@@ -195,7 +195,7 @@ class FakeExecutor:
             self._condition.notify_all()
 
     def await_chunks(self, timeout: float) -> list[TokenChunk]:
-        """See `briton.executor.Executor`."""
+        """See `briton.engine.executor.Executor`."""
         deadline = time.monotonic() + timeout
         with self._condition:
             while not self._chunks:
@@ -212,7 +212,7 @@ class FakeExecutor:
             return chunks
 
     def stats(self) -> ExecutorStats:
-        """See `briton.executor.Executor`."""
+        """See `briton.engine.executor.Executor`."""
         with self._condition:
             used = sum(entry.blocks for entry in self._running.values())
             running = sum(not s.finished for entry in self._running.values() for s in entry.sequences)
@@ -227,7 +227,7 @@ class FakeExecutor:
             )
 
     def shutdown(self) -> None:
-        """See `briton.executor.Executor`."""
+        """See `briton.engine.executor.Executor`."""
         with self._condition:
             for entry in [*self._running.values(), *self._waiting]:
                 self._end(entry, FinishReason.CANCELLED)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from briton.model_shapes import ModelShapes
+from briton.model.shapes import ModelShapes
 
 
 def write_peft(

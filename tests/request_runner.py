@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from briton.executor import Executor
+from briton.config.lookahead import LookaheadConfig
+from briton.engine.executor import Executor
+from briton.engine.types import FinishReason, GenerationRequest, SamplingParams, TokenChunk
 from briton.guidance.guide import Guide
-from briton.types import FinishReason, GenerationRequest, LookaheadConfig, SamplingParams, TokenChunk
 
 TIMEOUT_S = 60.0
 ENDED_EARLY = (FinishReason.CANCELLED, FinishReason.ERROR)

@@ -13,7 +13,7 @@ import pytest
 
 from briton import __version__, cli
 from briton.errors import BuildError, ConfigError, Unsupported
-from briton.supervisor import ChildFailed
+from briton.process.supervisor import ChildFailed
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "smollm2-135m-instruct" / "config.yaml"
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from dockerfile_parse import DockerfileParser
 
-from briton.machine import LIBRARY_VERSION
+from briton.trtllm.machine import LIBRARY_VERSION
 
 ROOT = Path(__file__).parents[1]
 Instructions = list[dict[str, Any]]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from briton import machine
-from briton.machine import Machine, this_machine
+from briton.trtllm import machine
+from briton.trtllm.machine import Machine, this_machine
 from tests.gpu import run
 
 ROOT = Path(__file__).parents[1]

@@ -9,9 +9,9 @@ from typing_extensions import Self
 
 from briton.config.checkpoint import CheckpointRepository
 from briton.config.enums import TrussSpecDecMode, TrussTRTLLMModel, TrussTRTLLMQuantizationType
+from briton.config.lookahead import LookaheadConfig
 from briton.config.runtime import Count, MaxBatchSize, MaxSeqLen, TrussTRTLLMRuntimeConfiguration
 from briton.config.section import Section, refuse
-from briton.types import LookaheadConfig
 
 MAX_DRAFT_TOKENS = 2048
 

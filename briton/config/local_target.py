@@ -7,7 +7,6 @@ from typing import Literal
 
 from briton.config.config import Config
 from briton.config.enums import TrussTRTLLMQuantizationType as Quantization
-from briton.config.serving import check_servable
 
 WeightsDtype = Literal["bf16", "f32", "int8", "int4"]
 KVCacheDtype = Literal["bf16", "u8", "f32"]
@@ -26,12 +25,6 @@ class LocalTarget:
     kv_cache: KVCacheDtype
     carry_over: bool  # keep a GGUF's own 4 and 8 bit blocks as they are
     substitution: str | None  # one sentence, where the config's quantization is replaced by another
-
-
-def local_target(config: Config) -> LocalTarget:
-    """`map_quantization` of a config that can be served here. Raises Unsupported, naming the field, for any other."""
-    check_servable(config)
-    return map_quantization(config)
 
 
 def step_tokens(config: Config) -> int:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from briton.engine.types import ExecutorStats, FinishReason, GenerationRequest, ModelInfo, RankStats, TokenChunk
+from briton.engine.validation import check_request
 from briton.errors import BritonError, EngineDead, InvalidRequest, QueueFull
 from briton.local.block_manager import BlockManager
 from briton.local.lookahead.costs import CostCurve
@@ -23,8 +25,6 @@ from briton.local.scheduler import Scheduler
 from briton.local.sequence import Request
 from briton.local.settings import SchedulerPolicy
 from briton.local.verification import Verified, verify
-from briton.types import ExecutorStats, FinishReason, GenerationRequest, ModelInfo, RankStats, TokenChunk
-from briton.validation import check_request
 
 logger = logging.getLogger(__name__)
 

@@ -6,17 +6,17 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from briton.engine_dir import EngineManifest, load_manifest
+from briton.engine.types import ModelInfo, RankStats
+from briton.engine.validation import check_sampling
 from briton.errors import BuildError, ConfigError, InvalidRequest
-from briton.generation_config import GENERATION_CONFIG, default_sampling
 from briton.local.executor import LocalExecutor
 from briton.local.model_runner import ModelRunner
 from briton.local.plan import Forward
-from briton.local.ranks.communicator import Communicator
 from briton.local.ranks.steps import LeadingForward, follow
 from briton.local.settings import BLOCK_SIZE, LocalSettings
-from briton.types import ModelInfo, RankStats
-from briton.validation import check_sampling
+from briton.model.engine_dir import EngineManifest, load_manifest
+from briton.model.generation_config import GENERATION_CONFIG, default_sampling
+from briton.ranks.communicator import Communicator
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from briton.engine_dir import EngineManifest, rank_file
 from briton.errors import BuildError, ConfigError
 from briton.local.lookahead.costs import LONG_CONTEXT, CostCurve
 from briton.local.memory import num_graph_copies, num_kv_blocks
@@ -23,6 +22,7 @@ from briton.local.probe import first_tokens, measure_costs, one_sequence
 from briton.local.ranks.peers import Alone, Peers
 from briton.local.settings import BLOCK_SIZE, LocalSettings, Precision
 from briton.local.step_graphs import compile_step_graphs
+from briton.model.engine_dir import EngineManifest, rank_file
 
 logger = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from briton.engine.types import FinishReason, TokenChunk
 from briton.local.sampler import Sampled
 from briton.local.sequence import Request, Sequence
-from briton.types import FinishReason, TokenChunk
 
 
 class OutputProcessor:

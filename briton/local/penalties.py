@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from briton.types import SamplingParams
+from briton.engine.types import SamplingParams
 
 
 class PenaltyState:

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from briton.engine.types import SamplingParams, TokenLogprob
 from briton.errors import BritonError
 from briton.local.penalties import PenaltyState
 from briton.local.sequence import Sequence
-from briton.types import SamplingParams, TokenLogprob
 
 Row = NDArray[np.float32]  # [vocab]
 

@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from briton.engine.types import (
+    FinishReason,
+    GenerationRequest,
+    RequestTimings,
+    SamplingParams,
+    Speculation,
+    TokenLogprob,
+)
 from briton.guidance.guide import Guide
 from briton.local.penalties import PenaltyState
-from briton.types import FinishReason, GenerationRequest, RequestTimings, SamplingParams, Speculation, TokenLogprob
 
 if TYPE_CHECKING:
     from briton.local.lookahead.drafter import Drafter

@@ -1,11 +1,11 @@
-"""What the local executor is told at start. Built from the config by `briton.executor.create_executor`."""
+"""What the local executor is told at start. Built from the config by `briton.process.executors.create_executor`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from briton.types import LookaheadConfig
+from briton.config.lookahead import LookaheadConfig
 
 Precision = Literal["bf16", "f32"]
 KVCacheDtype = Literal["bf16", "u8", "f32"]

@@ -1,4 +1,4 @@
-"""TensorRT-LLM 1.2.1: a config's plan, and `briton.executor.Executor` over `tensorrt_llm.bindings.executor`.
+"""TensorRT-LLM 1.2.1: a config's plan, and `briton.engine.executor.Executor` over `tensorrt_llm.bindings.executor`.
 
     config, shapes -> plan.plan_of -> what is built, how it is run -> library_objects.make
     request -> translate -> enqueue_request -> (batch manager, on its own thread, calls LogitsProcessor) ->

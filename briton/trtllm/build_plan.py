@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from briton.config.config import Config
-from briton.model_shapes import ModelShapes
+from briton.model.shapes import ModelShapes
 from briton.trtllm.features import Features
 from briton.trtllm.library_objects import LLM_API, Call, Member
 from briton.trtllm.lora import LoraAdapter, lora_adapters, lora_cache, lora_modules, max_lora_rank

@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from briton.engine.types import GenerationRequest
 from briton.guidance.guide import Guide
-from briton.types import GenerationRequest
 
 
 class Failure(NamedTuple):

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from briton.config import Config
-from briton.engine_dir import EngineManifest, TrtllmBuild, load_manifest
+from briton.config.config import Config
+from briton.config.lookahead import LookaheadConfig
 from briton.errors import BuildError, ConfigError
-from briton.model_shapes import ModelShapes
+from briton.model.engine_dir import EngineManifest, TrtllmBuild, load_manifest
+from briton.model.shapes import ModelShapes
 from briton.trtllm.features import Features
 from briton.trtllm.library import Library
 from briton.trtllm.parallel import Parallelism
 from briton.trtllm.plan import TrtllmPlan, plan_of
-from briton.types import LookaheadConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+from briton.engine.types import ExecutorStats, FinishReason, GenerationRequest, ModelInfo, RankStats, TokenChunk
+from briton.engine.validation import check_request
 from briton.errors import EngineDead, QueueFull, Unsupported
 from briton.trtllm.constraint import Constraint
 from briton.trtllm.library import Library, first_line
@@ -17,8 +19,6 @@ from briton.trtllm.logits import LogitsProcessor
 from briton.trtllm.open_request import LibraryResponse, OpenRequest
 from briton.trtllm.request import RequestLimits, check_supported, stop_ids, translate
 from briton.trtllm.stats import StatsBook
-from briton.types import ExecutorStats, FinishReason, GenerationRequest, ModelInfo, RankStats, TokenChunk
-from briton.validation import check_request
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from briton.config.config import Config
-from briton.job.mpiexec import Mpiexec
-from briton.model_shapes import ModelShapes
+from briton.model.shapes import ModelShapes
+from briton.ranks.mpiexec import Mpiexec
 from briton.trtllm.features import Features
 from briton.trtllm.library_objects import Call, Given, Member
 from briton.trtllm.lora import lora_cache

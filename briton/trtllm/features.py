@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from briton.config.config import Config
+from briton.config.lookahead import LookaheadConfig
 from briton.errors import ConfigError
-from briton.model_shapes import ModelShapes
+from briton.model.shapes import ModelShapes
 from briton.trtllm.gpus import Gpu
 from briton.trtllm.patches import Patches
 from briton.trtllm.quantization import QuantizationPlan
-from briton.types import LookaheadConfig
 
 
 @dataclass(frozen=True, slots=True)

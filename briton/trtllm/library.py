@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from briton.errors import ConfigError
-from briton.machine import LIBRARY, LIBRARY_VERSION, this_machine
 from briton.trtllm.library_objects import EXECUTOR
 from briton.trtllm.lora import BFLOAT16
+from briton.trtllm.machine import LIBRARY, LIBRARY_VERSION, this_machine
 from briton.trtllm.mask_device import MaskDevice, MaskSizes, TorchMaskDevice
 
 _FIELD = "briton.executor"

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from briton.machine import LIBRARY
+from briton.trtllm.machine import LIBRARY
 
 EXECUTOR = f"{LIBRARY}.bindings.executor"
 LLM_API = f"{LIBRARY}.llmapi"

@@ -11,10 +11,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from briton.config import Config
+from briton.config.config import Config
 from briton.config.environment import set_defaults
+from briton.engine.types import ModelInfo, RankStats, SamplingParams
+from briton.engine.validation import check_sampling
 from briton.errors import BuildError, ConfigError, InvalidRequest
-from briton.generation_config import GENERATION_CONFIG, default_sampling
+from briton.model.generation_config import GENERATION_CONFIG, default_sampling
 from briton.trtllm.engine_check import BuiltEngine, check_engine, open_engine
 from briton.trtllm.executor import TrtllmExecutor
 from briton.trtllm.executor_plan import BATCHED_POST_PROCESSOR, launch_env
@@ -24,8 +26,6 @@ from briton.trtllm.logits import LogitsProcessor, mask_sizes, no_op
 from briton.trtllm.lora import read_adapter
 from briton.trtllm.request import RequestLimits
 from briton.trtllm.stats import StatsBook
-from briton.types import ModelInfo, RankStats, SamplingParams
-from briton.validation import check_sampling
 
 logger = logging.getLogger(__name__)
 

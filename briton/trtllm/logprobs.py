@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from briton.types import TokenLogprob
+from briton.engine.types import TokenLogprob
 
 
 def token_logprobs(logits: NDArray[np.float32], token_ids: Sequence[int], num_top: int) -> tuple[TokenLogprob, ...]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from briton.config.config import Config
 from briton.errors import BuildError, ConfigError
-from briton.model_shapes import ModelShapes
+from briton.model.shapes import ModelShapes
 from briton.trtllm.library_objects import EXECUTOR, Call
 from briton.trtllm.parallel import Parallelism
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from briton.errors import ConfigError
-from briton.model_shapes import ModelShapes
+from briton.model.shapes import ModelShapes
 from briton.trtllm.features import Features
 from briton.trtllm.gpus import Gpu
 from briton.trtllm.parallel import Parallelism

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from briton.engine.types import FinishReason, GenerationRequest, ModelInfo, Speculation, TokenChunk, TokenLogprob
 from briton.errors import DeadlineExceeded, InvalidRequest
 from briton.trtllm.constraint import Constraint
 from briton.trtllm.library import Library
 from briton.trtllm.logprobs import token_logprobs
 from briton.trtllm.perf_metrics import PerfMetrics, cached_tokens, num_draft_tokens, request_timings
-from briton.types import FinishReason, GenerationRequest, ModelInfo, Speculation, TokenChunk, TokenLogprob
 
 # What the library says of a request that it would not start (executorImpl, fetchNewRequests).
 _REFUSAL = "Encountered an error when fetching new request"

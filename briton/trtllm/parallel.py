@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from briton.config.config import Config
 from briton.errors import ConfigError
-from briton.model_shapes import ModelShapes
+from briton.model.shapes import ModelShapes
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from briton.config.config import Config
+from briton.config.lookahead import LookaheadConfig
 from briton.config.trt_llm import TRTLLMConfigurationV2
 from briton.errors import ConfigError
 from briton.trtllm.library_objects import Member
-from briton.types import LookaheadConfig
 
 FIELD = "trt_llm.runtime.patch_kwargs"
 

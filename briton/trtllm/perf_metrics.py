@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Protocol
 
-from briton.types import RequestTimings
+from briton.engine.types import RequestTimings
 
 TimePoint = timedelta  # since the clock's beginning (std::chrono::steady_clock); 0: it has not happened
 

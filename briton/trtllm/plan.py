@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from briton.config.config import Config
 from briton.errors import ConfigError
-from briton.model_shapes import ModelShapes
+from briton.model.shapes import ModelShapes
 from briton.trtllm.build_plan import BuildPlan, CalibrationPlan, build_plan, calibration_plan
 from briton.trtllm.executor_plan import (
     LaunchPlan,

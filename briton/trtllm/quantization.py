@@ -12,7 +12,7 @@ from typing import Any
 
 from briton.config.enums import TrussTRTLLMQuantizationType as Quantization
 from briton.errors import ConfigError
-from briton.model_shapes import ModelShapes
+from briton.model.shapes import ModelShapes
 from briton.trtllm.gpus import Gpu
 from briton.trtllm.library_objects import LLM_API, Call, Member
 

@@ -1,7 +1,7 @@
 """From a GenerationRequest to the library's Request.
 
-What TensorRT-LLM's kernels do otherwise than `briton.types.SamplingParams` says, and cannot be told not to: presence
-and frequency penalties count the prompt's tokens, too, and a logit's bias is added before its penalties.
+What TensorRT-LLM's kernels do otherwise than `SamplingParams` says, and cannot be told not to: presence and frequency
+penalties count the prompt's tokens, too, and a logit's bias is added before its penalties.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from briton.config.lookahead import LookaheadConfig
+from briton.engine.types import GenerationRequest, ModelInfo, SamplingParams
 from briton.errors import InvalidRequest, Unsupported
 from briton.trtllm.library import Library
-from briton.types import GenerationRequest, LookaheadConfig, ModelInfo, SamplingParams
 
 MAX_TOP_K = 1024  # of the sampling kernels (TOP_K_MAX), which cut larger ones without a word
 _MIN_TEMPERATURE = 1e-5  # what is smaller overflows, and as good as greedy

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from briton.model_shapes import ModelShapes
+from briton.model.shapes import ModelShapes
 from briton.trtllm.gpus import Gpu
 from briton.trtllm.memory import MemoryPlan
 from briton.trtllm.parallel import Parallelism

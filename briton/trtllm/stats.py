@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from briton.engine.types import ExecutorStats
 from briton.trtllm.open_request import OpenRequest
-from briton.types import ExecutorStats
 
 
 class KvCacheStats(Protocol):

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from briton import __version__
-from briton.config import Config, Environment
-from briton.config.local_target import LocalTarget, local_target
-from briton.config.serving import check_servable, choose_executor
-from briton.engine_dir import FORMAT_VERSION, EngineManifest, ModelConfig, load_manifest
+from briton.config.config import Config
+from briton.config.environment import Environment
+from briton.config.local_target import LocalTarget
 from briton.errors import BuildError, ConfigError
-from briton.generation_config import GENERATION_CONFIG
-from briton.sharding import shard_model
+from briton.model.engine_dir import FORMAT_VERSION, EngineManifest, ModelConfig, load_manifest
+from briton.model.generation_config import GENERATION_CONFIG
+from briton.model.sharding import shard_model
+from briton.process.executor_choice import check_servable, choose_executor, local_target
 from briton_engine_builder.cache import EngineCache, readable_name
 from briton_engine_builder.checkpoint import Checkpoint
 from briton_engine_builder.convert import num_weights, write_weights

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from briton.engine_dir import load_manifest
 from briton.errors import BuildError
+from briton.model.engine_dir import load_manifest
 
 logger = logging.getLogger(__name__)
 

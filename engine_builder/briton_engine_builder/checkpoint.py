@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from briton.engine_dir import ModelConfig
+from briton.model.engine_dir import ModelConfig
 from briton_engine_builder.tensor import Tensor
 
 

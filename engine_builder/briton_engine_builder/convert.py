@@ -15,9 +15,9 @@ from typing import Protocol
 
 import numpy as np
 
-from briton.engine_dir import rank_file
 from briton.errors import BuildError
-from briton.sharding import Shard
+from briton.model.engine_dir import rank_file
+from briton.model.sharding import Shard
 from briton_engine_builder.checkpoint import Checkpoint
 from briton_engine_builder.encodings import GROUP, Arrays, BFloat16, Encoding, Float32, Int4Groups, Int8Rows
 from briton_engine_builder.gguf_blocks import carried_encoding

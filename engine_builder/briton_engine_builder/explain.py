@@ -15,18 +15,19 @@ from typing import Any, Literal
 
 import yaml
 
-from briton.config import Config, Environment
+from briton.config.config import Config
+from briton.config.environment import Environment
 from briton.config.local_target import map_quantization
-from briton.config.serving import check_servable, check_sources, choose_executor, is_local_only
 from briton.errors import ConfigError, Unsupported
-from briton.executor import local_settings
-from briton.job.mpiexec import Mpiexec
 from briton.local.memory import available_memory_bytes, num_kv_blocks
 from briton.local.settings import BLOCK_SIZE
-from briton.machine import LIBRARY, LIBRARY_VERSION, this_machine
-from briton.model_shapes import ModelShapes
-from briton.sharding import Shard, shard_model
+from briton.model.shapes import ModelShapes
+from briton.model.sharding import Shard, shard_model
+from briton.process.executor_choice import check_servable, check_sources, choose_executor, is_local_only
+from briton.process.executors import local_settings
+from briton.ranks.mpiexec import Mpiexec
 from briton.trtllm.library_objects import plain
+from briton.trtllm.machine import LIBRARY, LIBRARY_VERSION, this_machine
 from briton.trtllm.memory import in_gib
 from briton.trtllm.plan import TrtllmPlan, gpu_of, plan_of
 from briton_engine_builder.hf_config import SUPPORTED_ARCHITECTURES

@@ -11,8 +11,8 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import DTypeLike, NDArray
 
-from briton.engine_dir import ModelConfig
 from briton.errors import BuildError, Unsupported
+from briton.model.engine_dir import ModelConfig
 from briton_engine_builder.gguf_tokenizer import write_tokenizer
 from briton_engine_builder.tensor import Tensor
 

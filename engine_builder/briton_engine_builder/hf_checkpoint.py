@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from briton.errors import BuildError
-from briton.generation_config import GENERATION_CONFIG
+from briton.model.generation_config import GENERATION_CONFIG
 from briton_engine_builder.hf_config import eos_token_ids, model_config
 from briton_engine_builder.safetensors_reader import read_safetensors_directory
 from briton_engine_builder.tensor import Tensor

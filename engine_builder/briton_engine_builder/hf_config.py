@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from briton.engine_dir import ModelConfig
 from briton.errors import BuildError, Unsupported
+from briton.model.engine_dir import ModelConfig
 
 SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")  # SmolLM and Falcon3 call themselves Llama
 _ROPE_KEYS = {  # rope_type -> what the executor needs of it

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from briton.engine_dir import ModelConfig
 from briton.errors import BuildError
+from briton.model.engine_dir import ModelConfig
 from briton_engine_builder.checkpoint import Checkpoint
 from briton_engine_builder.tensor import Tensor
 

@@ -1,12 +1,12 @@
-"""Which rows and columns of each matrix go into a rank's file: `briton.sharding` in terms of stored arrays."""
+"""Which rows and columns of each matrix go into a rank's file: `briton.model.sharding` in terms of stored arrays."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from briton.engine_dir import ModelConfig
 from briton.errors import BuildError
-from briton.sharding import Shard, Span
+from briton.model.engine_dir import ModelConfig
+from briton.model.sharding import Shard, Span
 from briton_engine_builder.llama import Matrix
 
 

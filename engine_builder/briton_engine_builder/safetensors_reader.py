@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from briton.errors import BuildError
-from briton.safetensors_file import map_safetensors
+from briton.model.safetensors_file import map_safetensors
 from briton_engine_builder.tensor import Tensor
 
 INDEX = "model.safetensors.index.json"

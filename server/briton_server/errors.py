@@ -20,7 +20,7 @@ from briton.errors import (
     ModelNotFound,
     QueueFull,
     Unavailable,
-    mapping_of,
+    wire_status_of,
 )
 from briton_server.body import BodyTooLarge, BodyTooSlow
 
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 def error_body(error: BaseException) -> dict[str, Any]:
     """The body for any error. What is not a BritonError is a bug and stays in the log."""
     if not isinstance(error, BritonError):
-        return _body("internal error: the server's log has the details", mapping_of(error).openai_type, None, None)
+        return _body("internal error: the server's log has the details", wire_status_of(error).openai_type, None, None)
     code: str | None = None
     if isinstance(error, InvalidRequest):
         code = error.code
     elif isinstance(error, ModelNotFound):
         code = "model_not_found"
-    return _body(error.message, mapping_of(error).openai_type, getattr(error, "field", None), code)
+    return _body(error.message, wire_status_of(error).openai_type, getattr(error, "field", None), code)
 
 
 def error_event(error: BaseException) -> bytes:
@@ -48,7 +48,7 @@ def error_event(error: BaseException) -> bytes:
 
 def error_response(error: BaseException) -> Response:
     """The response for any error: the table's status, and Retry-After where coming back makes sense."""
-    status = _STATUS.get(type(error)) or mapping_of(error).http_status
+    status = _STATUS.get(type(error)) or wire_status_of(error).http_status
     headers: dict[str, str] = {}
     if isinstance(error, QueueFull | Unavailable):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))

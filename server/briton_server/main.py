@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import uvicorn
 import uvloop
 
-from briton.cpu import never_preempt
 from briton.errors import BritonError
 from briton_server.app import create_app
 from briton_server.gateway import Gateway
@@ -24,7 +23,7 @@ from briton_server.prompts import Prompts
 from briton_server.settings import Settings
 
 if TYPE_CHECKING:
-    from briton.config import Config
+    from briton.config.config import Config
 
 _FLUSH_S = 2.0  # for the last bytes of answers that were cut off
 
@@ -36,7 +35,6 @@ def run_gateway(config: Config, *, tokenizer_dir: Path, engine_address: str, hos
 
     At the signal /ready says 503 and open requests may finish within `drain_timeout_s`; a second signal ends them.
     """
-    never_preempt()
     settings = Settings.from_config(config, tokenizer_dir=tokenizer_dir, engine_address=engine_address)
     try:
         listener = listen(host, port)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from briton.config import Config
+    from briton.config.config import Config
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ import jsonschema
 import pytest
 import yaml
 
-from briton.types import GenerationRequest, LookaheadConfig, TokenChunk
+from briton.config.lookahead import LookaheadConfig
+from briton.engine.types import GenerationRequest, TokenChunk
 from tests.fake_engine import write_tokenizer
 from tests.fake_executor import SPECULATING_INFO, FakeExecutor
 

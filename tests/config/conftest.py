@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from briton.config import Config, load_config
+from briton.config.config import Config
+from briton.config.loader import load_config
 from briton.errors import ConfigError
 
 LoadChanged = Callable[..., Config]

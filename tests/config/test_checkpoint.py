@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from briton.config.object_url import parse_object_url
-from briton.config.serving import check_servable
 from briton.errors import Unsupported
+from briton.process.executor_choice import check_servable
 
 from .conftest import LoadChanged, Refusal
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from briton.config import load_environment
-from briton.config.environment import child_variables
+from briton.config.environment import child_variables, load_environment
 from briton.errors import ConfigError
 
 

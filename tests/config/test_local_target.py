@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from briton.config.enums import TrussTRTLLMQuantizationType
-from briton.config.local_target import STEP_TOKENS, local_target, step_tokens
+from briton.config.local_target import STEP_TOKENS, step_tokens
 from briton.errors import Unsupported
+from briton.process.executor_choice import local_target
 
 from .conftest import V2, LoadChanged
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from briton.config import Config, load_config
-from briton.config.report import report
-from briton.config.serving import check_servable
+from briton.config.config import Config
+from briton.config.loader import load_config
+from briton.config.lookahead import LookaheadConfig
 from briton.errors import Unsupported
-from briton.types import LookaheadConfig
+from briton.process.config_report import report
+from briton.process.executor_choice import check_servable
 
 EXAMPLES = sorted((Path(__file__).parent / "data").glob("*.yaml"))
 LOOKAHEAD = "Briton-qwen-qwen2.5-7b-instruct-with-speculative-lookahead-decoding-fp8"

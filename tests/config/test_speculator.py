@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from briton.types import LookaheadConfig
+from briton.config.lookahead import LookaheadConfig
 
 from .conftest import LoadChanged, Refusal
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from briton.config import load_config
+from briton.config.loader import load_config
 from briton.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ import time
 
 import grpc
 
-from briton.probes import engine_is_serving
+from briton.process.probes import engine_is_serving
 from briton.v1 import engine_pb2, engine_pb2_grpc
 
 PROMPT = (5, 17, 301, 42, 9, 77)

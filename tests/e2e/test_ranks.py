@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import yaml
 
-from briton.job.mpiexec import find_mpiexec
-from briton.probes import engine_is_serving
+from briton.process.probes import engine_is_serving
+from briton.ranks.mpiexec import find_mpiexec
 from briton.v1 import engine_pb2 as pb
 from briton.v1 import engine_pb2_grpc as pb_grpc
 from tests.conftest import TinyLlama

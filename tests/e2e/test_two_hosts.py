@@ -16,8 +16,9 @@ import psutil
 import pytest
 import yaml
 
-from briton.config import load_config, load_environment
-from briton.executor import create_executor
+from briton.config.environment import load_environment
+from briton.config.loader import load_config
+from briton.process.executors import create_executor
 from briton_engine_builder import build_engine
 from tests.conftest import TinyLlama
 from tests.e2e.generate_call import PROMPT

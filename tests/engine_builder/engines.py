@@ -11,8 +11,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from briton.config import Config, load_config
-from briton.engine_dir import rank_file
+from briton.config.config import Config
+from briton.config.loader import load_config
+from briton.model.engine_dir import rank_file
 
 Arrays = dict[str, NDArray[Any]]
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8, "U8": np.uint8}

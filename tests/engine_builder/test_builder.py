@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from briton.config import Environment
-from briton.engine_dir import load_manifest, rank_file
+from briton.config.environment import Environment
 from briton.errors import BuildError, ConfigError, Unsupported
+from briton.model.engine_dir import load_manifest, rank_file
 from briton_engine_builder import build_engine, find_cached_engine
 from briton_engine_builder.cache import EngineCache
 from tests.conftest import TinyLlama

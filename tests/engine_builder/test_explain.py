@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from briton import cli
-from briton.config import Config, load_config
+from briton.config.config import Config
+from briton.config.loader import load_config
 from briton.errors import ConfigError
-from briton.machine import Machine
+from briton.trtllm.machine import Machine
 from briton_engine_builder import explain as module
 from briton_engine_builder.explain import explain_shapes, resolve_executor
 from tests.config.conftest import V1, V2, changed

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
 
-from briton.config import Environment
-from briton.engine_dir import EngineManifest, load_manifest
+from briton.config.environment import Environment
 from briton.errors import BritonError, BuildError, Unsupported
+from briton.model.engine_dir import EngineManifest, load_manifest
 from briton.text.tokenizer import Tokenizer
 from briton_engine_builder import build_engine
 from tests.engine_builder.engines import Arrays, config_for, dequantized, open_engine

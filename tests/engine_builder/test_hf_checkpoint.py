@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import safetensors
 
-from briton.config import Environment
-from briton.engine_dir import EngineManifest, load_manifest, rank_file
+from briton.config.environment import Environment
 from briton.errors import BritonError, BuildError, ConfigError, Unsupported
+from briton.model.engine_dir import EngineManifest, load_manifest, rank_file
 from briton.text.tokenizer import Tokenizer
 from briton_engine_builder import build_engine
 from tests.conftest import TinyLlama

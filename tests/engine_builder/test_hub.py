@@ -11,9 +11,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from briton.config import Environment
-from briton.engine_dir import load_manifest
+from briton.config.environment import Environment
 from briton.errors import BuildError
+from briton.model.engine_dir import load_manifest
 from briton_engine_builder import build_engine, find_cached_engine
 from briton_engine_builder.sources.hub import fetch_from_hub
 from briton_engine_builder.sources.model_files import needed_files

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from briton.config import load_environment
+from briton.config.environment import load_environment
 from briton.config.object_url import ObjectURL
-from briton.engine_dir import load_manifest
 from briton.errors import BuildError, ConfigError
+from briton.model.engine_dir import load_manifest
 from briton_engine_builder import build_engine, find_cached_engine
 from briton_engine_builder.sources import FetchedCheckpoint, Fetcher, azure, download, gcs, objects, s3
 from briton_engine_builder.sources.remote import Unreachable

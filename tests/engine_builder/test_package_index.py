@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from briton.config import Environment
-from briton.engine_dir import load_manifest
+from briton.config.environment import Environment
 from briton.errors import BuildError
+from briton.model.engine_dir import load_manifest
 from briton_engine_builder import build_engine, find_cached_engine
 from briton_engine_builder.sources.package_index import choose_members, fetch_package
 from tests.conftest import TinyLlama

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from briton.config import Environment
-from briton.engine_dir import load_manifest
+from briton.config.environment import Environment
+from briton.model.engine_dir import load_manifest
 from briton_engine_builder import build_engine, find_cached_engine
 from tests.engine_builder.engines import config_for, dequantized, open_engine
 from tests.engine_builder.expected import gguf_weights

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from briton.config import load_environment
-from briton.engine_dir import load_manifest
+from briton.config.environment import load_environment
 from briton.errors import BuildError
+from briton.model.engine_dir import load_manifest
 from briton_engine_builder import build_engine, find_cached_engine
 from briton_engine_builder.sources import FetchedCheckpoint, Fetcher, download, http_file
 from briton_engine_builder.sources.remote import Unreachable

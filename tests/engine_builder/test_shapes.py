@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from briton.config import Environment
+from briton.config.environment import Environment
 from briton.errors import BuildError, ConfigError
 from briton_engine_builder import build_engine
 from briton_engine_builder.sources.shapes import find_shapes

@@ -11,10 +11,10 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
-from briton.config import Environment
-from briton.engine_dir import EngineManifest, load_manifest, rank_file
+from briton.config.environment import Environment
 from briton.errors import BuildError, ConfigError
-from briton.sharding import Shard, Span, shard_model
+from briton.model.engine_dir import EngineManifest, load_manifest, rank_file
+from briton.model.sharding import Shard, Span, shard_model
 from briton_engine_builder import build_engine, convert, find_cached_engine
 from tests.conftest import TinyLlama
 from tests.engine_builder.engines import config_for, open_engine
@@ -53,7 +53,7 @@ def indices(spans: list[tuple[Span, int]]) -> NDArray[np.int64]:
 
 
 def rows_of(name: str, manifest: EngineManifest, shard: Shard, num_rows: int) -> NDArray[np.int64]:
-    """Which rows of the whole matrix a rank has, by the words of `briton.sharding`."""
+    """Which rows of the whole matrix a rank has, by the words of `briton.model.sharding`."""
     model, everything = manifest.model, Span(0, num_rows)
     query, key = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
     heads, shared = shard.heads.times(model.head_dim), shard.key_value_heads.times(model.head_dim)

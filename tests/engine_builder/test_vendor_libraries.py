@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google.auth.exceptions import DefaultCredentialsError
 
-from briton.config import CheckpointSource
+from briton.config.enums import CheckpointSource
 from briton.config.object_url import parse_object_url
 from briton.errors import BuildError, ConfigError
 from briton_engine_builder.sources import azure

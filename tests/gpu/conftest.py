@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from briton.config import Config, Environment, load_config, load_environment
-from briton.machine import this_machine
+from briton.config.config import Config
+from briton.config.environment import Environment, load_environment
+from briton.config.loader import load_config
+from briton.trtllm.machine import this_machine
 from briton_engine_builder import build_engine
 from tests.config.conftest import changed
 from tests.gpu.run import MODEL

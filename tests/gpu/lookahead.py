@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from briton.types import LookaheadConfig
+from briton.config.lookahead import LookaheadConfig
 from tests.trtllm import engines
 
 

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from briton.config import load_config
+from briton.config.loader import load_config
 from briton.text.tokenizer import Tokenizer
 from briton.trtllm.library import load_library
 from briton.trtllm.loader import create_trtllm_executor, follow_trtllm_executor

@@ -45,14 +45,14 @@ def missing_here() -> list[str]:
     if packages:
         install = "pip install -c constraints/tensorrt-llm-1.2.1.txt -e '.[dev]'"
         missing.append(f"{sys.executable} lacks {', '.join(packages)} ({install})")
-    from briton.machine import this_machine
+    from briton.trtllm.machine import this_machine
 
     return [*this_machine().missing, *missing]
 
 
 def describe(model: str) -> str:
     """What the tests run on."""
-    from briton.machine import this_machine
+    from briton.trtllm.machine import this_machine
 
     here = this_machine()
     gpus = ", ".join(f"{name} ({kind})" for name, kind in zip(here.gpus, here.gpu_architectures, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from briton.executor import Executor
+from briton.engine.executor import Executor
 from briton.trtllm.engine_check import open_engine
 from briton.trtllm.library import load_library
 from briton.trtllm.loader import start_executor

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 import jsonschema
 import pytest
 
-from briton.executor import Executor, create_executor
+from briton.engine.executor import Executor
+from briton.engine.types import FinishReason
 from briton.guidance.compiler import GuideCompiler
 from briton.guidance.guide import GuideSpec
+from briton.process.executors import create_executor
 from briton.text.tokenizer import Tokenizer
-from briton.types import FinishReason
 from tests.gpu.conftest import MakeEngine
 from tests.request_runner import RequestRunner
 

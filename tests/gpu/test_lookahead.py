@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from briton.executor import create_executor
+from briton.config.lookahead import LookaheadConfig
+from briton.process.executors import create_executor
 from briton.text.tokenizer import Tokenizer
-from briton.types import LookaheadConfig
 from tests.gpu.conftest import MakeEngine
 from tests.gpu.lookahead import speculator
 from tests.request_runner import RequestRunner

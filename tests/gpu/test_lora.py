@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from briton.engine_dir import load_manifest
-from briton.executor import create_executor
-from briton.model_shapes import ModelShapes
+from briton.model.engine_dir import load_manifest
+from briton.model.shapes import ModelShapes
+from briton.process.executors import create_executor
 from briton.text.tokenizer import Tokenizer
 from tests.gpu.conftest import MakeEngine
 from tests.peft_adapter import write_peft

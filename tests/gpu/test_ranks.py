@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from briton.machine import this_machine
+from briton.trtllm.machine import this_machine
 from tests.gpu.conftest import MakeEngine
 
 ROOT = Path(__file__).parents[2]

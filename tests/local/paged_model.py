@@ -9,8 +9,8 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from briton.engine.types import ModelInfo
 from briton.local.plan import StepInputs
-from briton.types import ModelInfo
 
 VOCAB_SIZE = 64
 EOS = 0

@@ -7,13 +7,13 @@ from typing import Literal
 
 import pytest
 
-from briton.config import load_environment
-from briton.executor import Executor
+from briton.config.environment import load_environment
+from briton.config.lookahead import LookaheadConfig
+from briton.engine.executor import Executor
 from briton.local.executor import LocalExecutor
 from briton.local.loader import load_local_executor
 from briton.local.lookahead.costs import CostCurve
 from briton.local.settings import LocalSettings, SchedulerPolicy
-from briton.types import LookaheadConfig
 from briton_engine_builder import build_engine
 from tests.conformance import ExecutorConformance, ExecutorLimits
 from tests.conftest import TinyLlama

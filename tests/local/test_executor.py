@@ -13,11 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from briton.engine.types import FinishReason, GenerationRequest, RankStats, SamplingParams, TokenChunk
 from briton.errors import EngineDead, InvalidRequest, QueueFull
 from briton.local.executor import LocalExecutor
 from briton.local.plan import StepInputs
 from briton.local.settings import SchedulerPolicy
-from briton.types import FinishReason, GenerationRequest, RankStats, SamplingParams, TokenChunk
 from tests.local.paged_model import PagedModel, greedy, model_info
 from tests.scripted_guide import ScriptedGuide
 

@@ -16,13 +16,16 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
-from briton.config import Config, Environment, load_config
-from briton.engine_dir import load_manifest
-from briton.executor import Executor, create_executor
+from briton.config.config import Config
+from briton.config.environment import Environment
+from briton.config.loader import load_config
+from briton.engine.executor import Executor
+from briton.engine.types import GenerationRequest, SamplingParams, TokenLogprob
 from briton.local.model_runner import ModelRunner
 from briton.local.plan import StepInputs
 from briton.local.settings import BLOCK_SIZE, LocalSettings
-from briton.types import GenerationRequest, SamplingParams, TokenLogprob
+from briton.model.engine_dir import load_manifest
+from briton.process.executors import create_executor
 from briton_engine_builder import build_engine
 from tests.goldens.golden import DIRECTORY, Golden, Row, load
 from tests.goldens.llama_variants import VARIANTS, checksum, prompts, write_checkpoint

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from briton.config.lookahead import LookaheadConfig
 from briton.guidance.automaton import Automaton, AutomatonGuide
 from briton.guidance.grammar import GrammarCompiler
 from briton.guidance.guide import Guide
@@ -26,7 +27,6 @@ from briton.guidance.regex_index import RegexIndexer
 from briton.guidance.vocabulary import Vocabulary
 from briton.local.executor import LocalExecutor
 from briton.local.lookahead.costs import CostCurve
-from briton.types import LookaheadConfig
 from tests.local.paged_model import EOS, VOCAB_SIZE, PagedModel, logits_after, model_info
 from tests.request_runner import RequestRunner, Result
 

@@ -11,8 +11,9 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from briton.config import Environment
-from briton.engine_dir import load_manifest
+from briton.config.environment import Environment
+from briton.config.lookahead import LookaheadConfig
+from briton.engine.types import GenerationRequest, ModelInfo, SamplingParams
 from briton.guidance.automaton import Automaton, AutomatonGuide
 from briton.guidance.grammar import GrammarCompiler
 from briton.guidance.guide import Guide
@@ -26,8 +27,8 @@ from briton.local.model_runner import ModelRunner
 from briton.local.plan import ScheduledSequence, step_inputs
 from briton.local.sequence import Request, Sequence
 from briton.local.settings import BLOCK_SIZE, LocalSettings, Precision
+from briton.model.engine_dir import load_manifest
 from briton.text.tokenizer import Tokenizer
-from briton.types import GenerationRequest, LookaheadConfig, ModelInfo, SamplingParams
 from briton_engine_builder import build_engine
 from tests.engine_builder.engines import config_for
 from tests.local.varied_prompts import varied_prompts

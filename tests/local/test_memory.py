@@ -72,13 +72,13 @@ def test_the_limit_of_a_parent_counts_and_cached_pages_are_left(tmp_path: Path) 
     places = tree(
         tmp_path,
         {
-            "proc/self/cgroup": "0::/briton.slice/briton.service\n",
+            "proc/self/cgroup": "0::/briton.slice/briton.rpc.service\n",
             "cgroup/briton.slice/memory.max": "10000\n",
             "cgroup/briton.slice/memory.current": "9000\n",
             "cgroup/briton.slice/memory.stat": STAT,
-            "cgroup/briton.slice/briton.service/memory.max": "max\n",
-            "cgroup/briton.slice/briton.service/memory.current": "9000\n",
-            "cgroup/briton.slice/briton.service/memory.stat": STAT,
+            "cgroup/briton.slice/briton.rpc.service/memory.max": "max\n",
+            "cgroup/briton.slice/briton.rpc.service/memory.current": "9000\n",
+            "cgroup/briton.slice/briton.rpc.service/memory.stat": STAT,
         },
     )
     assert available_memory_bytes(*places) == 10000 - 9000 + 500

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from briton.config import Environment
-from briton.engine_dir import load_manifest
+from briton.config.environment import Environment
+from briton.engine.types import GenerationRequest, SamplingParams
 from briton.local.lookahead.draft import ROOT, Draft
 from briton.local.model_runner import ModelRunner
 from briton.local.plan import ScheduledSequence, step_inputs
 from briton.local.sequence import Request
 from briton.local.sequence import Sequence as Tokens
 from briton.local.settings import BLOCK_SIZE, LocalSettings
-from briton.types import GenerationRequest, SamplingParams
+from briton.model.engine_dir import load_manifest
 from briton_engine_builder import build_engine
 from tests.conftest import TinyLlama
 from tests.engine_builder.engines import config_for

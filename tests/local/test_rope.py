@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from briton.engine_dir import ModelConfig
 from briton.errors import Unsupported
 from briton.local.models.rope import inverse_frequencies, rope_tables
+from briton.model.engine_dir import ModelConfig
 
 MODEL = ModelConfig("llama", 32, 8, 16, 1, 2, 1, 4, 64, 1e-5, 10000.0)
 

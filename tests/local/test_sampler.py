@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from briton.engine.types import GenerationRequest, SamplingParams
 from briton.local.sampler import Sampled, Sampler, StepLogits, draw, token_logprob
 from briton.local.sequence import Request, Sequence
-from briton.types import GenerationRequest, SamplingParams
 
 VOCAB_SIZE = 300
 STOP = 7

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from briton.engine.types import GenerationRequest, SamplingParams
 from briton.local import block_manager
 from briton.local.block_manager import BlockManager
 from briton.local.lookahead.draft import ROOT, Draft
@@ -22,7 +23,6 @@ from briton.local.scheduler import Scheduler
 from briton.local.sequence import Request
 from briton.local.settings import SchedulerPolicy
 from briton.local.verification import verify
-from briton.types import GenerationRequest, SamplingParams
 from tests.local.paged_model import EOS, VOCAB_SIZE, PagedModel, greedy
 
 BLOCK_SIZE = 4

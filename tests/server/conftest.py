@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import pytest
 from openai import AsyncOpenAI
 
+from briton.engine.types import ModelInfo
 from briton.guidance.compiler import GuideCompiler
 from briton.text.tokenizer import Tokenizer
-from briton.types import ModelInfo
 from tests.fake_engine import run_fake_engine, write_tokenizer
 from tests.fake_executor import FAKE_INFO, FakeExecutor, Script
 from tests.server.running import RunningGateway, run_gateway, settings_of

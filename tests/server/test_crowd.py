@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
-from briton.types import GenerationRequest
+from briton.engine.types import GenerationRequest
 from tests.fake_executor import FAKE_INFO, FakeExecutor
 from tests.server.conftest import Serve
 from tests.server.running import MODEL

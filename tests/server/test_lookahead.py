@@ -10,7 +10,7 @@ from openai import AsyncOpenAI, BadRequestError
 from openai.types import CompletionUsage
 from prometheus_client.parser import text_string_to_metric_families
 
-from briton.types import LookaheadConfig
+from briton.config.lookahead import LookaheadConfig
 from tests.fake_executor import SPECULATING_INFO, FakeExecutor
 from tests.server.conftest import Serve, says
 from tests.server.running import MODEL, RunningGateway

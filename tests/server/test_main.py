@@ -24,7 +24,7 @@ from tests.server.scripted_engine import ScriptedEngine, run_scripted_engine, wa
 PROGRAM = """
 import logging, sys
 from pathlib import Path
-from briton.config import load_config
+from briton.config.loader import load_config
 from briton_server.main import run_gateway
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
 config, tokenizer_dir, engine, port = sys.argv[1:]

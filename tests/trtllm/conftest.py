@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from briton.config import load_config
-from briton.model_shapes import ModelShapes, known_shapes
+from briton.config.loader import load_config
+from briton.model.shapes import ModelShapes, known_shapes
 from briton.trtllm.plan import TrtllmPlan, gpu_of, plan_of
 from tests.config.conftest import V1, changed
 

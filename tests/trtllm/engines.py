@@ -9,16 +9,17 @@ from typing import Any
 
 import yaml
 
-from briton.config import Config, load_config
-from briton.engine_dir import EngineManifest, TrtllmBuild
-from briton.machine import LIBRARY_VERSION
-from briton.model_shapes import ModelShapes
+from briton.config.config import Config
+from briton.config.loader import load_config
+from briton.config.lookahead import LookaheadConfig
+from briton.model.engine_dir import EngineManifest, TrtllmBuild
+from briton.model.shapes import ModelShapes
 from briton.trtllm.engine_check import BuiltEngine, open_engine
 from briton.trtllm.executor import TrtllmExecutor
 from briton.trtllm.library import Library
 from briton.trtllm.loader import start_executor
 from briton.trtllm.lora import LORA_MODULE_IDS
-from briton.types import LookaheadConfig
+from briton.trtllm.machine import LIBRARY_VERSION
 from tests.config.conftest import changed
 from tests.trtllm.stand_in.engine_config import EngineConfig
 from tests.trtllm.stand_in.library import GPU, stand_in_library

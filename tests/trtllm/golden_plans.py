@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from briton.config import load_config
-from briton.model_shapes import known_shapes
+from briton.config.loader import load_config
+from briton.model.shapes import known_shapes
 from briton_engine_builder.explain import explain_shapes
 
 DATA = Path(__file__).parents[1] / "config" / "data"

@@ -9,12 +9,12 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import briton.config.serving as serving
-import briton.engine_command as engine_command
+import briton.process.engine_command as engine_command
+import briton.process.executor_choice as serving
 from briton.cli import main
-from briton.machine import LIBRARY_VERSION, Machine
 from briton.trtllm import loader
 from briton.trtllm.library import Library
+from briton.trtllm.machine import LIBRARY_VERSION, Machine
 from tests.trtllm.stand_in.executor import World
 from tests.trtllm.stand_in.library import stand_in_library
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from briton.executor import Executor
+from briton.engine.executor import Executor
 from tests.conformance import ExecutorConformance, ExecutorLimits
 from tests.trtllm.engines import start
 

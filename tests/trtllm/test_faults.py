@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from briton.engine import Engine, EngineState
+from briton.engine.engine import Engine, EngineState
+from briton.engine.types import FinishReason, SamplingParams
 from briton.errors import BritonError, DeadlineExceeded, EngineDead, InvalidRequest, QueueFull, Unsupported
 from briton.trtllm import executor as executor_module
 from briton.trtllm.executor import TrtllmExecutor
-from briton.types import FinishReason, SamplingParams
 from tests.request_runner import RequestRunner
 from tests.scripted_guide import ScriptedGuide
 from tests.trtllm.engines import STOP_IDS, start

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from briton.engine_dir import ModelConfig, load_manifest
+from briton.config.lookahead import LookaheadConfig
+from briton.engine.types import RankStats, SamplingParams
 from briton.errors import BritonError, BuildError, ConfigError
-from briton.machine import LIBRARY_VERSION, Machine
+from briton.model.engine_dir import ModelConfig, load_manifest
 from briton.trtllm import library as library_module
 from briton.trtllm.engine_check import open_engine
 from briton.trtllm.library import Library, load_library
 from briton.trtllm.loader import create_trtllm_executor, start_executor
-from briton.types import LookaheadConfig, RankStats, SamplingParams
+from briton.trtllm.machine import LIBRARY_VERSION, Machine
 from tests.trtllm.engines import MANIFEST, SHAPES, config_of, speculator, start, write_engine
 from tests.trtllm.stand_in.executor import Faults, World
 from tests.trtllm.stand_in.library import stand_in_library

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from briton.engine.types import GenerationRequest, SamplingParams
 from briton.errors import BritonError
 from briton.guidance.automaton import Automaton, AutomatonGuide
 from briton.guidance.guide import Guide
@@ -19,7 +20,6 @@ from briton.trtllm.constraint import Constraint
 from briton.trtllm.logits import LogitsProcessor
 from briton.trtllm.mask_device import MaskSizes
 from briton.trtllm.mask_slots import MaskSlots
-from briton.types import GenerationRequest, SamplingParams
 from tests.scripted_guide import ScriptedGuide
 from tests.trtllm.numpy_mask_device import NumpyMaskDevice
 

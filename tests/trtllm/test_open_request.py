@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from briton.engine.types import FinishReason, GenerationRequest, ModelInfo, SamplingParams
 from briton.errors import DeadlineExceeded
 from briton.trtllm.constraint import Constraint
 from briton.trtllm.logprobs import token_logprobs
 from briton.trtllm.open_request import OpenRequest
 from briton.trtllm.perf_metrics import request_timings
 from briton.trtllm.stats import StatsBook
-from briton.types import FinishReason, GenerationRequest, ModelInfo, SamplingParams
 from tests.trtllm.stand_in.library import stand_in_library
 
 LIBRARY = stand_in_library()

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from briton.config import load_config
+from briton.config.loader import load_config
+from briton.config.lookahead import LookaheadConfig
 from briton.errors import ConfigError
 from briton.trtllm.features import features_of
 from briton.trtllm.gpus import GPUS
 from briton.trtllm.library_objects import plain
 from briton.trtllm.patches import Patches
-from briton.types import LookaheadConfig
 from tests.config.conftest import V1, V2
 from tests.trtllm.conftest import MakePlan, shapes
 

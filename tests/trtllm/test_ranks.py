@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from briton.config import Config
+from briton.config.config import Config
 from briton.errors import ConfigError
 from briton.trtllm.loader import create_trtllm_executor, follow_trtllm_executor
 from briton.trtllm.logits import no_op

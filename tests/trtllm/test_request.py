@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from briton.config.lookahead import LookaheadConfig
+from briton.engine.types import GenerationRequest, ModelInfo, SamplingParams
 from briton.errors import InvalidRequest, Unsupported
 from briton.trtllm.constraint import Constraint
 from briton.trtllm.request import RequestLimits, check_supported, stop_ids, translate
-from briton.types import GenerationRequest, LookaheadConfig, ModelInfo, SamplingParams
 from tests.scripted_guide import ScriptedGuide
 from tests.trtllm.stand_in.library import stand_in_library
 

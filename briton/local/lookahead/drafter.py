@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
+from briton.config.lookahead import LookaheadConfig
 from briton.local.lookahead.acceptance import AcceptanceRates
 from briton.local.lookahead.draft import Draft
 from briton.local.lookahead.guided import GuidedDrafter, GuidedRates
@@ -14,7 +15,6 @@ from briton.local.lookahead.window import LookaheadWindow
 from briton.local.sampler import StepLogits
 from briton.local.sequence import Sequence
 from briton.local.verification import Verified
-from briton.types import LookaheadConfig
 
 _LATER_BRANCH = 0.5  # how much less likely each further n-gram of the pool is than the one before it
 

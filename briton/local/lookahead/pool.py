@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from briton.types import LookaheadConfig
+from briton.config.lookahead import LookaheadConfig
 
 MAX_KEYS = 4096  # first tokens known at once; with five 5-grams of each, some 2 MB
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from briton.engine.types import ModelInfo
 from briton.local.lookahead.costs import CostCurve
 from briton.local.lookahead.draft import Draft
 from briton.local.lookahead.drafter import Drafter, EngineRates
@@ -12,7 +13,6 @@ from briton.local.plan import ScheduledSequence, StepPlan
 from briton.local.sampler import StepLogits
 from briton.local.sequence import Sequence
 from briton.local.verification import Verified
-from briton.types import ModelInfo
 
 logger = logging.getLogger(__name__)
 

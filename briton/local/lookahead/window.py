@@ -16,9 +16,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from briton.config.lookahead import LookaheadConfig
 from briton.local.lookahead.draft import ROOT, Draft
 from briton.local.lookahead.pool import NgramPool
-from briton.types import LookaheadConfig
 
 
 class LookaheadWindow:

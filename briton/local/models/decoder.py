@@ -16,11 +16,11 @@ import openvino.opset14 as ops
 from numpy.typing import NDArray
 from openvino.op import _PagedAttentionExtension as PagedAttention
 
-from briton.engine_dir import ModelConfig
 from briton.local.models.all_reduce import AllReduce, SumOverRanks
 from briton.local.models.rope import rope_tables
 from briton.local.models.weights import Weights
-from briton.sharding import Shard
+from briton.model.engine_dir import ModelConfig
+from briton.model.sharding import Shard
 
 
 def build_decoder(

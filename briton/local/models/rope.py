@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from briton.engine_dir import ModelConfig
 from briton.errors import Unsupported
+from briton.model.engine_dir import ModelConfig
 
 
 def rope_tables(model: ModelConfig, num_positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -1,4 +1,4 @@
-"""A rank's weight file as OpenVINO constants: mapped, not copied. The format is `briton.engine_dir`'s."""
+"""A rank's weight file as OpenVINO constants: mapped, not copied. The format is `briton.model.engine_dir`'s."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import openvino.opset14 as ops
 from numpy.typing import NDArray
 
 from briton.errors import BuildError
-from briton.safetensors_file import map_safetensors
+from briton.model.safetensors_file import map_safetensors
 
 
 class Weights:

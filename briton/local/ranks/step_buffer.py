@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from briton.local.plan import StepInputs
-from briton.local.ranks.communicator import Communicator
+from briton.ranks.communicator import Communicator
 
 BLOCK = 1024  # numbers: 4 KB
 _STOP, _STEP = 0, 1

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from briton.job.progress import Phase
 from briton.local.plan import Forward, StepInputs
-from briton.local.ranks.communicator import Communicator
 from briton.local.ranks.step_buffer import BLOCK, await_step, broadcast_step, broadcast_stop
-from briton.sharding import Shard
+from briton.model.sharding import Shard
+from briton.ranks.communicator import Communicator
+from briton.ranks.progress import Phase
 
 
 class LeadingForward:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from briton.config import CheckpointSource, Config, Environment
 from briton.config.checkpoint import HF_SECRET, CheckpointRepository
+from briton.config.config import Config
+from briton.config.enums import CheckpointSource
+from briton.config.environment import Environment
 from briton.config.object_url import ObjectURL, parse_object_url
 from briton_engine_builder.sources.azure import AzureStore
 from briton_engine_builder.sources.fetched import FetchedCheckpoint, FetchIndex
@@ -24,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 class Fetcher:
     """Fetches the checkpoint of one config, or another one that it names, such as a LoRA adapter;
-    `briton.config.serving.check_servable` has let them through."""
+    `briton.process.executor_choice.check_servable` has let them through."""
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from briton.errors import BuildError
-from briton.generation_config import GENERATION_CONFIG
+from briton.model.generation_config import GENERATION_CONFIG
 from briton_engine_builder.hf_checkpoint import (
     ADAPTER_CONFIG,
     ADAPTER_MODEL,

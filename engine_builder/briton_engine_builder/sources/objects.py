@@ -10,7 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from briton.config import CheckpointSource
+from briton.config.enums import CheckpointSource
 from briton.config.object_url import ObjectURL
 from briton.errors import BuildError
 from briton_engine_builder.progress import ProgressBar

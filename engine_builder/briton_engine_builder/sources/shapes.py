@@ -8,9 +8,11 @@ from typing import Any
 
 import huggingface_hub
 
-from briton.config import CheckpointSource, Config, Environment
+from briton.config.config import Config
+from briton.config.enums import CheckpointSource
+from briton.config.environment import Environment
 from briton.errors import BuildError, ConfigError
-from briton.model_shapes import ModelShapes, known_shapes, read_shapes, shapes_of, with_model_optimizer
+from briton.model.shapes import ModelShapes, known_shapes, read_shapes, shapes_of, with_model_optimizer
 from briton_engine_builder.gguf_checkpoint import GGUFCheckpoint
 from briton_engine_builder.hf_checkpoint import CONFIG
 from briton_engine_builder.sources.fetch import Fetcher

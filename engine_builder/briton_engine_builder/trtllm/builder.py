@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from briton import __version__
-from briton.config import CheckpointSource, Config, Environment
-from briton.engine_dir import FORMAT_VERSION, EngineManifest, TrtllmBuild
+from briton.config.config import Config
+from briton.config.enums import CheckpointSource
+from briton.config.environment import Environment
 from briton.errors import BuildError, ConfigError
-from briton.generation_config import GENERATION_CONFIG
-from briton.machine import Machine, this_machine
-from briton.model_shapes import ModelShapes
+from briton.model.engine_dir import FORMAT_VERSION, EngineManifest, TrtllmBuild
+from briton.model.generation_config import GENERATION_CONFIG
+from briton.model.shapes import ModelShapes
 from briton.trtllm.gpus import Gpu
 from briton.trtllm.lora import lora_modules, max_lora_rank
+from briton.trtllm.machine import Machine, this_machine
 from briton.trtllm.plan import TrtllmPlan, gpu_of, plan_of
 from briton.trtllm.quantization import check_gpu
 from briton_engine_builder.cache import EngineCache, readable_name

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import huggingface_hub
 
-from briton.config import Environment
+from briton.config.environment import Environment
 from briton.trtllm.build_plan import CalibrationPlan
 from briton_engine_builder.sources.hub import one_line_errors
 from briton_engine_builder.trtllm.job import BuildJob

@@ -17,10 +17,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from briton.child_process import ERROR_PREFIX, end_with_supervisor
-from briton.machine import LIBRARY
+from briton.process.child_process import ERROR_PREFIX, end_with_supervisor
 from briton.trtllm.build_plan import BUILDER_MODULE
 from briton.trtllm.library_objects import make
+from briton.trtllm.machine import LIBRARY
 from briton_engine_builder.trtllm.job import OUTPUT, PHASE, SAVED, WORKSPACE, BuildJob, load_job
 from briton_engine_builder.trtllm.model_optimizer import quantize
 

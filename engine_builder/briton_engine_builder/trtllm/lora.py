@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from briton.errors import BuildError
-from briton.model_shapes import ModelShapes
+from briton.model.shapes import ModelShapes
 from briton.trtllm.lora import (
     BFLOAT16,
     DESCRIPTION,

@@ -7,9 +7,9 @@ import sys
 import threading
 from pathlib import Path
 
-from briton.child_process import ChildProcess
 from briton.errors import BuildError
-from briton.job.mpiexec import Mpiexec
+from briton.process.child_process import ChildProcess
+from briton.ranks.mpiexec import Mpiexec
 from briton.trtllm.executor_plan import LaunchPlan
 from briton_engine_builder.trtllm.job import PHASE, SAVED
 

@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from briton.model_shapes import ModelShapes, read_shapes
+from briton.model.shapes import ModelShapes, read_shapes
 from briton_engine_builder.hf_checkpoint import CONFIG
 from briton_engine_builder.sources.fetched import FetchedCheckpoint
 

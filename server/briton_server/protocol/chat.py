@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from briton.validation import MAX_LOGPROBS
+from briton.v1.limits import MAX_LOGPROBS
 from briton_server.protocol.fields import MAX_UINT32, RequestModel, Text
 from briton_server.protocol.generation import GenerationFields
 from briton_server.protocol.usage import Usage

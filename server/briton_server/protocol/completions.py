@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from briton.validation import MAX_LOGPROBS
+from briton.v1.limits import MAX_LOGPROBS
 from briton_server.protocol.fields import MAX_UINT32, without_nul
 from briton_server.protocol.generation import GenerationFields
 from briton_server.protocol.usage import Usage

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from briton.validation import MAX_LOGIT_BIAS, MAX_N, MAX_STOP_TOKEN_IDS
+from briton.v1.limits import MAX_LOGIT_BIAS, MAX_N, MAX_STOP_TOKEN_IDS
 from briton_server.protocol.fields import (
     MAX_UINT32,
     BadWords,

@@ -22,9 +22,9 @@ if os.environ.get("BRITON_TEST_FAULT") and os.environ.get("PMI_RANK") == "1" and
     import numpy as np
 
     from briton.errors import BuildError
-    from briton.job.progress import Phase
     from briton.local.model_runner import ModelRunner
-    from briton.local.ranks.communicator import Communicator
+    from briton.ranks.communicator import Communicator
+    from briton.ranks.progress import Phase
 
     _order = Path(os.environ["BRITON_TEST_FAULT"])
     _sum, _load = Communicator.sum_over_ranks, ModelRunner.__init__

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from briton.config import Config, Environment, load_config
+from briton.config.config import Config
+from briton.config.environment import Environment
+from briton.config.loader import load_config
 from tests.config.conftest import changed
 from tests.conftest import TinyLlama
 from tests.engine_builder.trtllm.stand_in import StandIn

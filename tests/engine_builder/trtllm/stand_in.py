@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from briton import machine as machine_module
-from briton.config import serving
-from briton.machine import Machine
+from briton.process import executor_choice as serving
+from briton.trtllm import machine as machine_module
+from briton.trtllm.machine import Machine
 from briton_engine_builder.trtllm import builder
 
 SITE = Path(__file__).with_name("site")

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from briton.config import Config, Environment
-from briton.engine_dir import load_manifest
+from briton.config.config import Config
+from briton.config.environment import Environment
+from briton.config.lookahead import LookaheadConfig
+from briton.model.engine_dir import load_manifest
 from briton.trtllm.engine_check import check_engine, open_engine
-from briton.types import LookaheadConfig
 from briton_engine_builder import build_engine, find_cached_engine
 from tests.engine_builder.trtllm.conftest import MakeConfig
 from tests.engine_builder.trtllm.stand_in import StandIn
@@ -233,7 +234,7 @@ def test_a_checkpoint_that_was_deleted_is_not_fetched_for_an_engine_that_is_ther
 
 def _fetch_from(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
     """The hub has one model."""
-    from briton.model_shapes import read_shapes
+    from briton.model.shapes import read_shapes
     from briton_engine_builder.sources import FetchedCheckpoint
 
     source = {"source": "HF", "repo": "acme/tiny", "revision": "abc"}

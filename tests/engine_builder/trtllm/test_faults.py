@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from briton.config import Environment
+from briton.config.environment import Environment
 from briton.errors import BritonError, BuildError, ConfigError
 from briton_engine_builder import build_engine, find_cached_engine
 from tests.engine_builder.trtllm.conftest import MakeConfig
@@ -118,8 +118,9 @@ def test_the_child_ends_with_a_builder_that_is_killed(
     config = make_config()
     program = f"""
 import pathlib
-from briton.config import Environment, load_config
-from briton.machine import Machine
+from briton.config.environment import Environment
+from briton.config.loader import load_config
+from briton.trtllm.machine import Machine
 from briton_engine_builder.trtllm import build_trtllm_engine
 build_trtllm_engine(
     load_config(pathlib.Path({str(config.path)!r})),
@@ -189,7 +190,7 @@ def test_what_is_refused_before_anything_is_fetched(
 
 
 def test_gpus_of_two_kinds(stand_in: StandIn, make_config: MakeConfig, environment: Environment) -> None:
-    from briton.machine import Machine
+    from briton.trtllm.machine import Machine
     from briton_engine_builder.trtllm import build_trtllm_engine
 
     mixed = Machine("1.2.1", ("H100", "L4"), None, ("sm_90", "sm_89"))

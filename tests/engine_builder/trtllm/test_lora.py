@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from briton.config import Config, Environment
-from briton.engine_dir import load_manifest
+from briton.config.config import Config
+from briton.config.environment import Environment
 from briton.errors import BuildError, Unsupported
-from briton.model_shapes import ModelShapes, read_shapes
+from briton.model.engine_dir import load_manifest
+from briton.model.shapes import ModelShapes, read_shapes
 from briton.trtllm.engine_check import check_engine, open_engine
 from briton.trtllm.lora import BFLOAT16, LORA_MODULES, read_adapter
 from briton_engine_builder import build_engine, find_cached_engine

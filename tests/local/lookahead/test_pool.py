@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from briton.config.lookahead import LookaheadConfig
 from briton.local.lookahead.pool import NgramPool
-from briton.types import LookaheadConfig
 
 
 def pool_of(ngram_size: int, verification_set_size: int, max_keys: int = 100) -> NgramPool:

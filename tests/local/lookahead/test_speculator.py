@@ -9,6 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from briton.config.lookahead import LookaheadConfig
+from briton.engine.types import FinishReason, GenerationRequest, ModelInfo, SamplingParams, Speculation, TokenChunk
 from briton.local.executor import LocalExecutor
 from briton.local.lookahead import speculator
 from briton.local.lookahead.costs import CostCurve, CostPoint
@@ -18,15 +20,6 @@ from briton.local.plan import ScheduledSequence
 from briton.local.sampler import Sampled, StepLogits
 from briton.local.sequence import Request, Sequence
 from briton.local.verification import Verified
-from briton.types import (
-    FinishReason,
-    GenerationRequest,
-    LookaheadConfig,
-    ModelInfo,
-    SamplingParams,
-    Speculation,
-    TokenChunk,
-)
 from tests.local.paged_model import EOS, PagedModel, greedy, model_info
 from tests.scripted_guide import ScriptedGuide
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from briton.config.lookahead import LookaheadConfig
 from briton.local.lookahead.draft import ROOT, Draft
 from briton.local.lookahead.pool import NgramPool
 from briton.local.lookahead.window import LookaheadWindow
-from briton.types import LookaheadConfig
 
 Model = Callable[[Sequence[int]], int]
 Guesses = dict[tuple[int, int], int]  # by level, and place in the text

@@ -14,12 +14,12 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
-from briton.engine_dir import load_manifest
+from briton.engine.types import ModelInfo
 from briton.local import loader
 from briton.local.executor import LocalExecutor
 from briton.local.plan import Forward, StepInputs
 from briton.local.settings import LocalSettings
-from briton.types import ModelInfo
+from briton.model.engine_dir import load_manifest
 from tests.local.ranks.mpi import communicator, world
 from tests.request_runner import RequestRunner
 

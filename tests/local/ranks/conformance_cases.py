@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from briton.executor import Executor
+from briton.engine.executor import Executor
 from briton.local.loader import load_local_executor
 from tests.conformance import ExecutorConformance, ExecutorLimits
 from tests.local.ranks import conformance_ranks

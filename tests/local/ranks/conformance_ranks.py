@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from briton.local.loader import follow_local_executor
-from briton.local.ranks.communicator import Communicator
 from briton.local.settings import LocalSettings
+from briton.ranks.communicator import Communicator
 from tests.local.ranks.mpi import communicator, world
 
 

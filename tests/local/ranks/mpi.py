@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from briton.job.mpiexec import find_mpiexec
-from briton.job.progress import Progress
-from briton.local.ranks.communicator import Communicator
+from briton.ranks.communicator import Communicator
+from briton.ranks.mpiexec import find_mpiexec
+from briton.ranks.progress import Progress
 
 ROOT = Path(__file__).parents[3]
 
@@ -31,7 +31,7 @@ def run_ranks(size: int, module: str, *arguments: str, timeout_s: float = 240.0)
 
 
 def world() -> Any:
-    """In a rank: MPI's communicator of all of them, of the thread level that `briton.job.seat` asks for."""
+    """In a rank: MPI's communicator of all of them, of the thread level that `briton.ranks.seat` asks for."""
     import mpi4py
 
     mpi4py.rc.thread_level = "serialized"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from briton.config import Environment
+from briton.config.environment import Environment
 from briton_engine_builder import build_engine
 from tests.conftest import TinyLlama
 from tests.engine_builder.engines import config_for

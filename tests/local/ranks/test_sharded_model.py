@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from briton.config import Environment
-from briton.engine_dir import load_manifest
+from briton.config.environment import Environment
 from briton.local.model_runner import ModelRunner
 from briton.local.plan import StepInputs
 from briton.local.settings import BLOCK_SIZE, LocalSettings
+from briton.model.engine_dir import load_manifest
 from briton_engine_builder import build_engine
 from tests.conftest import TinyLlama
 from tests.engine_builder.engines import config_for

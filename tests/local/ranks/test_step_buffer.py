@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from briton.local.plan import StepInputs
-from briton.local.ranks.communicator import Communicator
 from briton.local.ranks.step_buffer import BLOCK, await_step, broadcast_step, broadcast_stop, pack, unpack
+from briton.ranks.communicator import Communicator
 
 NUMBERS = {"min_value": 0, "max_value": 2**31 - 1}
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from briton.job.progress import Phase, Progress
 from briton.local.plan import StepInputs
-from briton.local.ranks.communicator import Account, Communicator
 from briton.local.ranks.steps import LeadingForward, follow
-from briton.sharding import Shard, Span
+from briton.model.sharding import Shard, Span
+from briton.ranks.communicator import Account, Communicator
+from briton.ranks.progress import Phase, Progress
 from tests.local.ranks.test_step_buffer import step_of
 from tests.processes import wait_until
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from briton.machine import LIBRARY_VERSION
 from briton.trtllm.library import Library
+from briton.trtllm.machine import LIBRARY_VERSION
 from tests.trtllm.numpy_mask_device import NumpyMaskDevice
 from tests.trtllm.stand_in.api import TABLE, Module, generated
 from tests.trtllm.stand_in.executor import Faults, StandInExecutor, World

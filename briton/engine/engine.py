@@ -1,0 +1,308 @@
+"""Engine: the one stream of chunks that an executor gives, dealt out as one async stream for each request.
+
+Knows asyncio, ids, guides, deadlines and the executor's health. No text, no sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from briton.config.lookahead import LookaheadConfig
+from briton.engine.executor import Executor
+from briton.engine.request_stream import RequestStream
+from briton.engine.types import ExecutorStats, FinishReason, GenerationRequest, ModelInfo, SamplingParams, TokenChunk
+from briton.engine.validation import check_request
+from briton.engine.watchdog import watch
+from briton.errors import DeadlineExceeded, EngineDead, Unavailable, Unsupported
+from briton.guidance.guide import Guide, GuideSpec
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.5  # how long the pump thread waits for chunks before it looks whether to stop
+
+
+class EngineState(enum.Enum):
+    """What the engine can do for a new request. Only SERVING is healthy."""
+
+    SERVING = "serving"
+    STALLED = "stalled"  # requests are open and the executor makes no step; may recover
+    DRAINING = "draining"  # refuses new requests, finishes the open ones
+    DEAD = "dead"  # for good
+
+
+class Compiler(Protocol):
+    """Turns what a caller asks for into a guide, off the event loop (`briton.guidance.compiler.GuideCompiler`)."""
+
+    async def compile(self, spec: GuideSpec) -> Guide:
+        """A guide in its start state; raises InvalidRequest or Unsupported."""
+        ...
+
+
+class Engine:
+    """Runs requests of one event loop on one executor.
+
+    Every accepted request ends: with its final chunk, or with an error (EngineDead, DeadlineExceeded, Unavailable, or
+    what the executor says of it).
+    All methods belong to the loop that called `start`.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        compiler: Compiler | None = None,
+        request_timeout_s: float | None = None,
+        stall_timeout_s: float = 60.0,
+    ) -> None:
+        self.info: ModelInfo = executor.info
+        self.state = EngineState.SERVING
+        self.on_state: list[Callable[[EngineState], None]] = []  # called in the loop, after a change
+        self.death: EngineDead | None = None
+        self._executor = executor
+        self._compiler = compiler
+        self._request_timeout_s = request_timeout_s
+        self._stall_timeout_s = stall_timeout_s
+        self._streams: dict[int, RequestStream] = {}
+        self._ids = itertools.count(1)
+        self._stopping = False  # the end is wanted
+        self._is_shut_down = False  # no chunk will come any more
+        self.hung = False  # dead because it made no step: its threads may never return
+        self.num_batches = 0  # of chunks, from the executor
+        self._died = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def num_open(self) -> int:
+        """Requests that were accepted and have not ended."""
+        return len(self._streams)
+
+    def start(self) -> None:
+        """Start the pump thread and the watchdog; to be called once, in a running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._pump_thread = threading.Thread(target=self._pump, name="briton-pump", daemon=True)
+        self._pump_thread.start()
+        is_over = self._died.is_set
+        self._watchdog = self._loop.create_task(watch(self, self._stall_timeout_s, is_over))
+
+    async def submit(
+        self,
+        prompt_token_ids: tuple[int, ...],
+        sampling: SamplingParams,
+        *,
+        guide: GuideSpec | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        stream: bool = True,
+        lookahead: LookaheadConfig | None = None,
+        prediction_token_ids: tuple[int, ...] = (),
+        timeout_s: float | None = None,
+        lora: str | None = None,
+    ) -> RequestStream:
+        """Accept a request; close the stream (it is a context manager) to cancel it. `timeout_s` counts from now.
+
+        Raises InvalidRequest, Unsupported, QueueFull, Unavailable or DeadlineExceeded, and then nothing runs.
+        """
+        self._check_accepting()
+        timeout_s = min((t for t in (timeout_s, self._request_timeout_s) if t is not None), default=None)
+        deadline = None if timeout_s is None else self._loop.time() + timeout_s
+        request = GenerationRequest(
+            next(self._ids),
+            prompt_token_ids,
+            sampling,
+            priority=priority,
+            cache_salt=cache_salt,
+            stream=stream,
+            lookahead=lookahead,
+            prediction_token_ids=prediction_token_ids,
+            lora=lora,
+        )
+        if guide is not None:
+            check_request(request, self.info)  # what can never run is not worth a compilation
+            request = await self._with_guide(request, guide, deadline)
+            self._check_accepting()
+        if deadline is not None and deadline <= self._loop.time():
+            raise DeadlineExceeded(f"the request was not started within {timeout_s:.3g} s")
+        if deadline is not None:
+            request = replace(request, timeout_s=deadline - self._loop.time())
+        return self._accept(request, timeout_s, deadline)
+
+    def stats(self) -> ExecutorStats:
+        """The executor's counters and gauges."""
+        return self._executor.stats()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests from now on; True when the open ones ended within `timeout_s` seconds."""
+        if self.state is not EngineState.DEAD:
+            self._set_state(EngineState.DRAINING)
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    async def stop(self) -> None:
+        """Shut the executor down: open requests end with Unavailable. Idempotent. A hung executor is left alone."""
+        if self.state is not EngineState.DEAD:
+            self._set_state(EngineState.DRAINING)
+        self._stopping = True
+        self._watchdog.cancel()
+        if self.hung:
+            return
+        await asyncio.to_thread(self._executor.shutdown)
+        self._is_shut_down = True
+        await self._died.wait()
+        await asyncio.to_thread(self._pump_thread.join)
+
+    async def wait_dead(self) -> EngineDead:
+        """Return when the executor has failed or was stopped."""
+        await self._died.wait()
+        assert self.death is not None
+        return self.death
+
+    def _check_accepting(self) -> None:
+        if self.death is not None:
+            raise EngineDead(self.death.message)
+        if self.state is EngineState.DRAINING:
+            raise Unavailable("the engine is draining: it accepts no new requests")
+
+    async def _with_guide(
+        self, request: GenerationRequest, spec: GuideSpec, deadline: float | None
+    ) -> GenerationRequest:
+        if self._compiler is None:
+            raise Unsupported("this engine has no guided decoding", "guide")
+        remaining = None if deadline is None else deadline - self._loop.time()
+        try:
+            guide = await asyncio.wait_for(self._compiler.compile(spec), remaining)
+        except asyncio.TimeoutError:
+            raise DeadlineExceeded("the request's guide was not compiled before its deadline") from None
+        return replace(request, guide=guide)
+
+    def _accept(self, request: GenerationRequest, timeout_s: float | None, deadline: float | None) -> RequestStream:
+        stream = RequestStream(request.request_id, self._cancel, self._finish)
+        self._streams[request.request_id] = stream  # before submit: a chunk may come first
+        self._idle.clear()
+        try:
+            self._executor.submit(request)
+        except BaseException:
+            self._forget(stream)
+            raise
+        if deadline is not None:
+            error = DeadlineExceeded(f"the request did not finish within {timeout_s:.3g} s")
+            stream.timer = self._loop.call_at(deadline, self._cancel, stream, error)
+        return stream
+
+    def _cancel(self, stream: RequestStream, error: Exception | None = None) -> None:
+        """End a stream from this side, and its request in the executor."""
+        self._forget(stream)
+        stream.end(error)
+        self._executor.cancel(stream.request_id)
+
+    def _finish(self, stream: RequestStream) -> None:
+        """Cancel a request whose final chunk is still wanted."""
+        self._executor.cancel(stream.request_id)
+
+    def _forget(self, stream: RequestStream) -> None:
+        self._streams.pop(stream.request_id, None)
+        if not self._streams:
+            self._idle.set()
+
+    # From the executor to the streams.
+
+    def _pump(self) -> None:
+        """The pump thread: hands every batch of chunks over to the loop in one call."""
+        death = EngineDead("the engine was shut down")
+        try:
+            while True:
+                chunks = self._executor.await_chunks(POLL_S)
+                if chunks:
+                    self._loop.call_soon_threadsafe(self._deliver, chunks)
+                elif self._is_shut_down:
+                    break
+        except EngineDead as error:
+            death = error
+        except Exception as error:
+            logger.exception("the executor failed")
+            death = EngineDead(f"the executor failed: {error}")
+        with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+            self._loop.call_soon_threadsafe(self._die, death)
+
+    def _deliver(self, chunks: Sequence[TokenChunk]) -> None:
+        self.num_batches += 1
+        streams = self._streams
+        for chunk in chunks:
+            stream = streams.get(chunk.request_id)
+            if stream is None:  # cancelled: its last chunks interest nobody
+                continue
+            reason = chunk.finish_reason
+            if reason is FinishReason.ERROR:
+                error = chunk.error or RuntimeError("the executor gave no reason")
+                self._end_early(stream, error, chunk.is_final)
+            elif reason is FinishReason.CANCELLED and not stream.finishing:
+                self._end_early(stream, Unavailable("the engine is shutting down"), chunk.is_final)
+            else:
+                stream.push(chunk)
+                if chunk.is_final:
+                    self._forget(stream)
+                    stream.end()
+
+    def _end_early(self, stream: RequestStream, error: Exception, is_final: bool) -> None:
+        """One sequence failed: the whole request ends, also its sequences that could go on."""
+        if is_final:
+            self._forget(stream)
+            stream.end(error)
+        else:
+            self._cancel(stream, error)
+
+    def _die(self, death: EngineDead) -> None:
+        if self.death is not None:
+            return
+        self.death = death
+        if not self._stopping:
+            logger.error("the executor is dead, %d open requests end: %s", len(self._streams), death)
+        for stream in list(self._streams.values()):
+            self._forget(stream)
+            stream.end(EngineDead(death.message))
+        self._set_state(EngineState.DEAD)
+        self._died.set()
+
+    # For the watchdog: a hung executor must not look healthy, nor live for ever.
+
+    def num_steps(self) -> int:
+        """Steps that the executor made so far."""
+        return self._executor.stats().num_steps
+
+    def on_stall(self, stalled_s: float) -> None:
+        """Not healthy until there is progress."""
+        if self.state is EngineState.SERVING:
+            logger.error("no step for %.0f s with %d open requests: not healthy", stalled_s, self.num_open)
+            self._set_state(EngineState.STALLED)
+
+    def on_progress(self) -> None:
+        """Healthy again."""
+        if self.state is EngineState.STALLED:
+            logger.warning("the executor goes on")
+            self._set_state(EngineState.SERVING)
+
+    def on_death(self, stalled_s: float) -> None:
+        """Given up."""
+        self.give_up(f"the executor has made no step for {stalled_s:.0f} s")
+
+    def give_up(self, reason: str) -> None:
+        """End every open request with EngineDead: the executor's threads may never return."""
+        self.hung = True
+        self._die(EngineDead(reason))
+
+    def _set_state(self, state: EngineState) -> None:
+        if state is not self.state:
+            self.state = state
+            for listener in self.on_state:
+                listener(state)

@@ -1,0 +1,45 @@
+"""The Executor protocol, the seam between the engine and whatever runs the model."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from briton.engine.types import ExecutorStats, GenerationRequest, ModelInfo, TokenChunk
+
+
+class Executor(Protocol):
+    """Runs requests on one model. Knows token ids only: no text, no sockets, no asyncio.
+
+    It has the shape of TensorRT-LLM's executor (enqueue_request, cancel_request, await_responses,
+    get_latest_iteration_stats, shutdown). `tests/conformance.py` is its specification.
+    """
+
+    info: ModelInfo
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Accept a request without blocking. Its chunks may come before this returns.
+
+        Raises InvalidRequest, Unsupported or QueueFull, and then no chunk ever comes; EngineDead after a failure or
+        shutdown.
+        """
+        ...
+
+    def cancel(self, request_id: int) -> None:
+        """End a request soon: its final chunk says CANCELLED. Idempotent; unknown and finished ids are fine."""
+        ...
+
+    def await_chunks(self, timeout: float) -> list[TokenChunk]:
+        """Wait up to `timeout` seconds for chunks of any request, oldest first; empty when none came.
+
+        For one caller thread. Raises EngineDead when the executor can make no more progress and all chunks were
+        delivered.
+        """
+        ...
+
+    def stats(self) -> ExecutorStats:
+        """A snapshot. From any thread, at any time."""
+        ...
+
+    def shutdown(self) -> None:
+        """End every open request (CANCELLED) and free the model. Idempotent."""
+        ...

@@ -1,0 +1,199 @@
+"""Keeps the processes of `briton serve` running: start in order, restart what dies, drain in the opposite order.
+
+Knows commands, exits and clocks. It does not know what an engine or a gateway is, which `process.serve` says, and
+installs no signal handlers: whoever does calls `stop`.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from briton.errors import BritonError
+from briton.process.child_process import ChildProcess
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.1  # between two questions to a child that is starting
+_LAST_GRACE_S = 5.0  # what a child gets to end, when those before it have used up the time to drain
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """A program to keep running. `is_ready` is asked while it starts, and must answer within about a second."""
+
+    name: str
+    command: tuple[str, ...]
+    is_ready: Callable[[], bool]
+    on_line: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """When a child that died is started again. Times in seconds."""
+
+    first_delay_s: float = 0.25  # doubles with each failure in a row
+    max_delay_s: float = 10.0
+    max_failures: int = 6  # in a row; the next one ends the supervisor
+    stable_s: float = 60.0  # ready for so long, and the next death is the first again
+    start_timeout_s: float = 600.0  # from start to ready
+
+    def delay_s(self, failures: int) -> float:
+        """How long to wait before the restart that follows this many failures in a row."""
+        return min(self.first_delay_s * 2.0 ** (failures - 1), self.max_delay_s)
+
+
+@dataclass(eq=False)
+class ChildFailed(BritonError):
+    """A child did not start, or dies again and again."""
+
+    name: str = ""
+    returncode: int | None = None  # of its last process
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A spec and what is known of its process. Times are of the monotonic clock."""
+
+    spec: ChildSpec
+    process: ChildProcess | None = None
+    start_at: float = 0.0
+    started_at: float = 0.0
+    ready_at: float | None = None  # of this process
+    was_ready: bool = False  # of any process of this slot
+    failures: int = 0  # in a row
+
+    def start(self, now: float, on_exit: Callable[[ChildProcess], None]) -> None:
+        self.started_at, self.ready_at = now, None
+        self.process = ChildProcess(self.spec.command, on_line=self.spec.on_line, on_exit=on_exit)
+        logger.info("%s started, pid %d", self.spec.name, self.process.pid)
+
+
+class Supervisor:
+    """Runs children until `stop` is called, from any thread, or one of them cannot be kept running."""
+
+    def __init__(
+        self,
+        specs: Sequence[ChildSpec],
+        *,
+        policy: RestartPolicy,
+        drain_timeout_s: float,
+        on_ready: Callable[[], None],
+    ) -> None:
+        """`specs` in the order of starting, each when the one before is ready. `on_ready`: once, after the last."""
+        self._slots = [_Slot(spec) for spec in specs]
+        self._policy = policy
+        self._drain_timeout_s = drain_timeout_s
+        self._on_ready = on_ready
+        self._all_ready = False
+        # A signal's number, or a child that has ended. SimpleQueue.put may be called from a signal handler.
+        self._events: queue.SimpleQueue[int | ChildProcess] = queue.SimpleQueue()
+
+    def stop(self, signum: int) -> None:
+        """Drain and return from `run`; the second call ends everything at once. Safe in a signal handler."""
+        self._events.put(signum)
+
+    def run(self) -> int:
+        """Returns the exit code: 0 after a drain, 128 + signal when a second one cut it short. Raises ChildFailed."""
+        try:
+            while True:
+                self._start_what_is_due()
+                event = self._next_event(self._time_to_next_action())
+                if isinstance(event, ChildProcess):
+                    self._on_exit(event)
+                elif event is not None:
+                    return self._drain()
+        finally:
+            running = [slot.process for slot in self._slots if slot.process is not None]
+            for process in running:
+                process.kill()
+            for process in running:
+                process.join(timeout_s=2.0)
+
+    def _start_what_is_due(self) -> None:
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.process is None:
+                if now >= slot.start_at:
+                    slot.start(now, self._events.put)
+            elif slot.ready_at is None:
+                self._await_ready(slot, slot.process, now)
+            if not slot.was_ready:
+                return  # the next one waits for it
+        if not self._all_ready:
+            self._all_ready = True
+            self._on_ready()
+
+    def _await_ready(self, slot: _Slot, process: ChildProcess, now: float) -> None:
+        if slot.spec.is_ready():
+            slot.ready_at = time.monotonic()
+            slot.was_ready = True
+            logger.info("%s is ready after %.1f s", slot.spec.name, slot.ready_at - slot.started_at)
+        elif now - slot.started_at > self._policy.start_timeout_s:
+            logger.error("%s is not ready after %g s: ending it", slot.spec.name, self._policy.start_timeout_s)
+            slot.started_at = now  # a process stuck in the kernel: say it again, but not at once
+            process.kill()
+
+    def _time_to_next_action(self) -> float | None:
+        """Seconds, or None when nothing but an event can need one."""
+        if any(slot.process is not None and slot.ready_at is None for slot in self._slots):
+            return _POLL_S
+        due = [slot.start_at for slot in self._slots if slot.process is None]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _next_event(self, timeout_s: float | None) -> int | ChildProcess | None:
+        try:
+            return self._events.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def _on_exit(self, process: ChildProcess) -> None:
+        """Plan the restart of a child that ended by itself; raise ChildFailed when there is no use in it."""
+        slot = next(slot for slot in self._slots if slot.process is process)
+        name, how, now = slot.spec.name, process.describe_exit(), time.monotonic()
+        stable = slot.ready_at is not None and now - slot.ready_at >= self._policy.stable_s
+        slot.failures = 1 if stable else slot.failures + 1
+        slot.process, slot.ready_at = None, None
+        if not slot.was_ready:
+            raise ChildFailed(f"the {name} did not start: it {how}", name, process.returncode)
+        if slot.failures > self._policy.max_failures:
+            raise ChildFailed(
+                f"the {name} failed {slot.failures} times in a row, giving up: it {how}", name, process.returncode
+            )
+        delay_s = self._policy.delay_s(slot.failures)
+        slot.start_at = now + delay_s
+        logger.error("%s %s; starting it again in %.2g s", name, how, delay_s)
+
+    def _drain(self) -> int:
+        """End the children, the last started first, each when the one before has ended. Returns the exit code."""
+        logger.info("draining for at most %g s; a second signal ends everything at once", self._drain_timeout_s)
+        deadline = time.monotonic() + self._drain_timeout_s
+        for slot in reversed(self._slots):
+            if slot.process is None:
+                continue
+            slot.process.terminate()
+            # A child keeps the same time to drain itself: the grace here is for its own ending after that.
+            signum = self._await_exit(slot, max(deadline, time.monotonic()) + _LAST_GRACE_S)
+            if signum is not None:
+                logger.warning("second signal: ending at once")
+                return 128 + signum
+        logger.info("drained")
+        return 0
+
+    def _await_exit(self, slot: _Slot, deadline: float | None) -> int | None:
+        """Wait for one child's end, SIGKILL it at the deadline. Returns a signal's number if one came instead."""
+        while slot.process is not None:
+            event = self._next_event(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            if isinstance(event, ChildProcess):
+                ended = next(slot for slot in self._slots if slot.process is event)
+                ended.process = None
+            elif event is not None:
+                return event
+            else:
+                logger.warning("%s has not drained in time: ending it", slot.spec.name)
+                slot.process.kill()
+                deadline = None
+        return None

@@ -1,0 +1,32 @@
+"""Whether a server could listen on a port, asked before anything else is done."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from briton.errors import BritonError, ConfigError
+
+
+def claim_port(host: str, port: int, flag: str) -> int:
+    """Return `port` if a server could listen on it now, or a free one for port 0.
+
+    Raises BritonError naming port and flag when something listens there already, ConfigError when the host is not this
+    machine's.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # As servers do: a port whose last connections linger (TIME_WAIT) counts as free, one with a listener not.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return int(probe.getsockname()[1])
+    except socket.gaierror as error:
+        raise ConfigError(f"--host {host}: {error.strerror}", "briton.host") from None
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise ConfigError(f"--host {host} is not an address of this machine", "briton.host") from None
+        reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        raise BritonError(f"port {port} on {host} {reason}: choose another with {flag}") from None

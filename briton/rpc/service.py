@@ -1,0 +1,93 @@
+"""The gRPC servicer: calls to the engine, errors to status codes; nothing else."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import grpc
+
+from briton.engine.engine import Engine
+from briton.errors import BritonError, InvalidRequest, Unavailable
+from briton.rpc import statuses as grpc_errors
+from briton.rpc.generation import Generation
+from briton.rpc.wire import info_to_proto, stats_to_proto
+from briton.text.tokenizer import Tokenizer
+from briton.v1 import engine_pb2 as pb
+from briton.v1 import engine_pb2_grpc as pb_grpc
+
+logger = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class EngineService(pb_grpc.EngineServicer):
+    """Generate, GetModelInfo and GetStats of one engine: UNAVAILABLE until one is attached."""
+
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+        self._generation: Generation | None = None
+        self._open_ids: set[str] = set()  # the callers' own
+
+    def attach(self, engine: Engine, tokenizer: Tokenizer | None = None) -> None:
+        """Serve this engine from now on. Without a tokenizer it takes and gives token ids only."""
+        self._engine = engine
+        self._generation = Generation(engine, tokenizer)
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]
+        """One request; see the proto. Cancelling the call cancels this coroutine, and leaving `with` the request."""
+        try:
+            with _Claim(self._open_ids, request.request_id):
+                await self._generate(request, context)
+        except BritonError as error:
+            logger.debug("request %r ends with %s: %s", request.request_id, type(error).__name__, error)
+            await grpc_errors.abort(context, error)
+        except Exception as error:
+            logger.exception("request %r failed", request.request_id)
+            await grpc_errors.abort(context, error)
+
+    async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Context) -> pb.ModelInfo:
+        """Limits and features."""
+        return info_to_proto((await self._running(context)).info)
+
+    async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.Stats:
+        """Counters and gauges."""
+        return stats_to_proto((await self._running(context)).stats())
+
+    async def _generate(self, request: pb.GenerateRequest, context: Context) -> None:
+        if self._generation is None:
+            raise _starting()
+        stream, builder = await self._generation.start(request, context.time_remaining())
+        with stream:
+            async for chunks in stream:
+                response = builder.add(chunks)
+                if response is not None:
+                    await context.write(response)
+                if builder.all_ended:
+                    stream.finish()
+
+    async def _running(self, context: Context) -> Engine:
+        if self._engine is None:
+            await grpc_errors.abort(context, _starting())
+        return self._engine
+
+
+def _starting() -> Unavailable:
+    return Unavailable("the engine is starting: the model is not loaded yet")
+
+
+class _Claim:
+    """Holds a caller's own request id while its request is open."""
+
+    def __init__(self, open_ids: set[str], request_id: str) -> None:
+        self._open_ids = open_ids
+        self._request_id = request_id
+
+    def __enter__(self) -> None:
+        if self._request_id in self._open_ids:
+            raise InvalidRequest(f"request_id {self._request_id!r} is already open", "request_id")
+        if self._request_id:
+            self._open_ids.add(self._request_id)
+
+    def __exit__(self, *_: object) -> None:
+        self._open_ids.discard(self._request_id)

@@ -1,0 +1,220 @@
+"""The supervisor with fake children: order, restarts, drain, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from briton.process.supervisor import ChildFailed, ChildSpec, RestartPolicy, Supervisor
+from tests.processes import is_running, wait_until
+
+FAKE_CHILD = Path(__file__).with_name("fake_child.py")
+QUICK = RestartPolicy(first_delay_s=0.02, max_delay_s=0.1, max_failures=3, stable_s=30.0, start_timeout_s=10.0)
+
+
+class Harness:
+    """A supervisor of fake children that runs in a thread of the test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.lines: list[str] = []
+        self.num_ready = 0
+        self.result: int | BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self.supervisor: Supervisor | None = None
+
+    def spec(self, name: str, *behaviours: str) -> ChildSpec:
+        command = (sys.executable, str(FAKE_CHILD), name, str(self.directory), *behaviours)
+        return ChildSpec(name, command, (self.directory / f"{name}.ready").exists, self.lines.append)
+
+    def start(self, *specs: ChildSpec, policy: RestartPolicy = QUICK, drain_timeout_s: float = 5.0) -> None:
+        self.supervisor = Supervisor(specs, policy=policy, drain_timeout_s=drain_timeout_s, on_ready=self._count_ready)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def stop(self, signum: int = signal.SIGTERM) -> None:
+        assert self.supervisor is not None
+        self.supervisor.stop(signum)
+
+    def wait(self, timeout_s: float = 15.0) -> int:
+        assert self._thread is not None
+        self._thread.join(timeout_s)
+        assert not self._thread.is_alive(), "the supervisor still runs"
+        if isinstance(self.result, BaseException):
+            raise self.result
+        assert self.result is not None
+        return self.result
+
+    def events(self) -> list[str]:
+        try:
+            return (self.directory / "events").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+
+    def pid(self, name: str) -> int:
+        return int((self.directory / f"{name}.pid").read_text())
+
+    def kill(self, name: str) -> int:
+        (self.directory / f"{name}.ready").unlink()
+        pid = self.pid(name)
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def _count_ready(self) -> None:
+        self.num_ready += 1
+
+    def _run(self) -> None:
+        assert self.supervisor is not None
+        try:
+            self.result = self.supervisor.run()
+        except BaseException as error:
+            self.result = error
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Iterator[Harness]:
+    """A harness whose children are ended with the test."""
+    harness = Harness(tmp_path)
+    yield harness
+    if harness.supervisor is not None and harness.result is None:
+        harness.stop()
+        harness.stop()
+        harness.wait()
+
+
+def test_starts_in_order_and_drains_in_the_opposite_order(harness: Harness) -> None:
+    harness.start(harness.spec("engine"), harness.spec("gateway", "slow"))
+    wait_until(lambda: harness.num_ready)
+    assert harness.events() == ["engine started", "gateway started"]
+    harness.stop()
+    assert harness.wait() == 0
+    assert harness.events()[2:] == ["gateway SIGTERM", "gateway ended", "engine SIGTERM", "engine ended"]
+    assert harness.num_ready == 1
+
+
+def test_the_next_child_waits_until_the_one_before_is_ready(harness: Harness) -> None:
+    harness.start(harness.spec("engine", "unready"), harness.spec("gateway"))
+    wait_until(lambda: harness.events() == ["engine started"])
+    time.sleep(0.3)
+    assert harness.events() == ["engine started"]
+    (harness.directory / "engine.ready").touch()
+    wait_until(lambda: harness.num_ready)
+    harness.stop()
+    assert harness.wait() == 0
+
+
+@pytest.mark.parametrize("name", ["engine", "gateway"])
+def test_sigkill_brings_the_child_back_and_leaves_the_other_alone(harness: Harness, name: str) -> None:
+    harness.start(harness.spec("engine"), harness.spec("gateway"))
+    wait_until(lambda: harness.num_ready)
+    other = {"engine": "gateway", "gateway": "engine"}[name]
+    other_pid = harness.pid(other)
+    killed = harness.kill(name)
+    wait_until((harness.directory / f"{name}.ready").exists)
+    assert harness.pid(name) != killed
+    assert harness.pid(other) == other_pid
+    assert harness.num_ready == 1
+    harness.stop()
+    assert harness.wait() == 0
+
+
+def test_a_child_that_does_not_start_fails_with_its_error_line(harness: Harness) -> None:
+    harness.start(harness.spec("engine", "crash"), harness.spec("gateway"))
+    with pytest.raises(ChildFailed, match=r"^the engine did not start: it ended with exit code 3: the flux is low$"):
+        harness.wait()
+    assert harness.lines == ["engine speaks", "briton: error: the flux is low", "and a line after it"]
+    assert harness.events() == []
+
+
+def test_a_crash_loop_ends_with_a_clear_line(harness: Harness) -> None:
+    harness.start(harness.spec("engine", "crash-later"), harness.spec("gateway"))
+    with pytest.raises(
+        ChildFailed, match=r"^the engine failed 4 times in a row, giving up: .*code 4: RuntimeError: later$"
+    ):
+        harness.wait()
+    assert harness.events().count("engine started") == 4
+    assert not is_running(harness.pid("gateway"))
+
+
+def test_failures_far_apart_are_not_a_crash_loop(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    policy = RestartPolicy(first_delay_s=0.01, max_delay_s=0.01, max_failures=1, stable_s=0.0)
+    harness.start(harness.spec("engine"), policy=policy)
+    wait_until(lambda: harness.num_ready)
+    for _ in range(3):
+        killed = harness.kill("engine")
+        wait_until(
+            lambda killed=killed: harness.pid("engine") != killed and (harness.directory / "engine.ready").exists()
+        )
+        time.sleep(0.25)  # until the supervisor has seen it ready
+    harness.stop()
+    assert harness.wait() == 0
+
+
+def test_a_child_that_is_never_ready_is_ended(harness: Harness) -> None:
+    harness.start(harness.spec("engine", "unready"), policy=RestartPolicy(start_timeout_s=0.3))
+    with pytest.raises(ChildFailed, match=r"the engine did not start: it was killed by SIGKILL"):
+        harness.wait()
+
+
+def test_restart_delays_double_up_to_the_cap() -> None:
+    policy = RestartPolicy(first_delay_s=0.5, max_delay_s=3.0)
+    assert [policy.delay_s(failures) for failures in (1, 2, 3, 4, 5)] == [0.5, 1.0, 2.0, 3.0, 3.0]
+
+
+def test_stop_while_starting(harness: Harness) -> None:
+    harness.start(harness.spec("engine", "unready"), harness.spec("gateway"))
+    wait_until(harness.events)
+    harness.stop()
+    assert harness.wait() == 0
+    assert harness.events() == ["engine started", "engine SIGTERM", "engine ended"]
+
+
+def test_stop_while_a_child_waits_for_its_restart(harness: Harness) -> None:
+    policy = RestartPolicy(first_delay_s=60.0, max_delay_s=60.0)
+    harness.start(harness.spec("engine"), harness.spec("gateway"), policy=policy)
+    wait_until(lambda: harness.num_ready)
+    pid = harness.kill("engine")
+    wait_until(lambda: not is_running(pid))
+    time.sleep(0.1)
+    harness.stop()
+    assert harness.wait() == 0
+    assert harness.events()[2:] == ["gateway SIGTERM", "gateway ended"]
+
+
+def test_a_second_signal_ends_everything_at_once(harness: Harness) -> None:
+    harness.start(harness.spec("engine"), harness.spec("gateway", "deaf"), drain_timeout_s=60.0)
+    wait_until(lambda: harness.num_ready)
+    pids = [harness.pid("engine"), harness.pid("gateway")]
+    harness.stop(signal.SIGINT)
+    wait_until(lambda: "gateway SIGTERM" in harness.events())
+    harness.stop(signal.SIGINT)
+    assert harness.wait(timeout_s=3.0) == 128 + signal.SIGINT
+    assert not any(is_running(pid) for pid in pids)
+
+
+def test_a_child_that_does_not_drain_in_time_is_ended(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("briton.process.supervisor._LAST_GRACE_S", 0.2)
+    harness.start(harness.spec("engine"), harness.spec("gateway", "deaf"), drain_timeout_s=0.1)
+    wait_until(lambda: harness.num_ready)
+    harness.stop()
+    assert harness.wait(timeout_s=5.0) == 0
+    assert harness.events()[2:] == ["gateway SIGTERM", "engine SIGTERM", "engine ended"]
+
+
+def test_what_a_killed_child_started_goes_with_it(harness: Harness) -> None:
+    harness.start(harness.spec("engine", "grandchild"))
+    wait_until(lambda: harness.num_ready)
+    grandchild = int((harness.directory / "engine.grandchild").read_text())
+    assert is_running(grandchild)
+    harness.kill("engine")
+    wait_until(lambda: not is_running(grandchild))
+    harness.stop()
+    assert harness.wait() == 0
