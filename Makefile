@@ -8,7 +8,7 @@ GPU_PYTHON ?= python3
 GPU_MODEL ?= Qwen/Qwen2.5-0.5B-Instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help serve install dev test test-fast test-gpu constraints check format proto bench peers clean
+.PHONY: help serve install dev test test-fast test-gpu constraints check lint-imports format proto bench peers clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,11 +32,14 @@ test-gpu: ## the real TensorRT-LLM on a machine with a GPU (GPU_PYTHON has it in
 constraints: dev ## whether our dependencies go together with TensorRT-LLM's
 	$(BIN)/python -m pytest tests/test_constraints.py
 
-check: dev ## ruff, mypy --strict, generated files unchanged
+check: dev lint-imports ## ruff, mypy --strict, import contracts, generated files unchanged
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tests/generated.py --check
+
+lint-imports: dev ## who may import whom: pyproject.toml, [tool.importlinter]
+	$(BIN)/lint-imports
 
 format: dev ## let ruff rewrite what it can
 	$(BIN)/ruff format .

@@ -1,4 +1,4 @@
-"""How many of what one request may have: the limits of the contract, which an engine checks and a gateway may check before."""
+"""How many of what one request may have: limits of the contract, checked by the engine and by the gateway."""
 
 MAX_N = 128
 MAX_LOGPROBS = 20
