@@ -116,7 +116,9 @@ GrpcPortOption = Annotated[
 ]
 ExecutorOption = Annotated[
     ExecutorName | None,
-    typer.Option("--executor", help="Plan for this executor. Default: the one that would run here."),
+    typer.Option(
+        "--executor", metavar="trtllm|local", help="Plan for this executor. Default: the one that would run here."
+    ),
 ]
 ModelConfigOption = Annotated[
     Path | None,
