@@ -13,6 +13,7 @@ from briton.config.section import refuse
 
 _Port = Annotated[int, Field(ge=0, le=65_535)]  # 0: any free port
 _Count = Annotated[int, Field(ge=1)]
+_Host = Annotated[str, Field(min_length=1)]
 _Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -74,7 +75,8 @@ class BritonSection(_Strict):
     """How this machine serves the model."""
 
     executor: Literal["auto", "trtllm", "local"] = "auto"
-    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    host: _Host = "127.0.0.1"  # of HTTP
+    grpc_host: _Host = "127.0.0.1"  # whoever reaches it may use the engine: it knows no keys
     http_port: _Port = 8000
     grpc_port: _Port = 50051
     max_queue_size: _Count = 256  # requests
