@@ -13,6 +13,7 @@ from briton.config.section import refuse
 
 _Port = Annotated[int, Field(ge=0, le=65_535)]  # 0: any free port
 _Count = Annotated[int, Field(ge=1)]
+_Host = Annotated[str, Field(min_length=1)]
 _Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -91,8 +92,10 @@ class BritonSection(_Strict):
     executor: Literal["auto", "trtllm", "local"] = "auto"
     """`auto` is `trtllm` where the library and a GPU are, else `local`; the log and `briton config check` say which,
     and why."""
-    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    """Address to listen on. `--host` wins."""
+    host: _Host = "127.0.0.1"
+    """Address that HTTP listens on. `--host` wins."""
+    grpc_host: _Host = "127.0.0.1"
+    """Address that gRPC listens on: whoever reaches it may use the engine, which knows no keys. `--grpc-host` wins."""
     http_port: _Port = 8000
     """The gateway's port; 0 takes a free one. `--port` wins."""
     grpc_port: _Port = 50051
