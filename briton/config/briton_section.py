@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import Self
 
+from briton.config.enums import ExecutorName
 from briton.config.section import refuse
 
 _Port = Annotated[int, Field(ge=0, le=65_535)]  # 0: any free port
@@ -74,13 +75,14 @@ class LoggingSection(_Strict):
 class BritonSection(_Strict):
     """How this machine serves the model."""
 
-    executor: Literal["auto", "trtllm", "local"] = "auto"
+    executor: Literal["auto", ExecutorName] = "auto"
     host: _Host = "127.0.0.1"  # of HTTP
     grpc_host: _Host = "127.0.0.1"  # whoever reaches it may use the engine: it knows no keys
     http_port: _Port = 8000
     grpc_port: _Port = 50051
     max_queue_size: _Count = 256  # requests
     request_timeout_s: _Seconds | None = 600.0
+    start_timeout_s: _Seconds | None = None  # until the engine serves; None: by executor, see Config.start_timeout_s
     drain_timeout_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
     cache_dir: Annotated[Path, Field(strict=False)] | None = None  # None: the environment's
     local: LocalSection = Field(default_factory=LocalSection)
