@@ -122,7 +122,7 @@ ExecutorOption = Annotated[
     str | None,
     typer.Option(
         "--executor",
-        metavar=f"[{'|'.join(EXECUTORS)}]",
+        metavar="|".join(EXECUTORS),
         help="Plan for this executor. Default: the one that would run here.",
         callback=_executor_name,
     ),

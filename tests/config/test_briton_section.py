@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from briton.config.briton_section import BritonSection
+from briton.config.enums import EXECUTORS
+
 from .conftest import LoadChanged, Refusal
 
 
@@ -134,5 +137,7 @@ def test_how_long_an_engine_may_start(load_changed: LoadChanged) -> None:
     """Hundreds of GB from network storage take longer than ten minutes."""
     config = load_changed()
     assert config.start_timeout_s("trtllm") > config.start_timeout_s("local") > 0
+    described = BritonSection.model_fields["start_timeout_s"].description or ""
+    assert all(f"{config.start_timeout_s(executor):g} for " in described for executor in EXECUTORS)
     config = load_changed({"briton.start_timeout_s": 7200})
     assert config.start_timeout_s("trtllm") == config.start_timeout_s("local") == 7200
