@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import Self
 
+from briton.config.enums import ExecutorName
 from briton.config.section import refuse
 
 _Port = Annotated[int, Field(ge=0, le=65_535)]  # 0: any free port
@@ -89,7 +90,7 @@ class LoggingSection(_Strict):
 class BritonSection(_Strict):
     """How this machine serves the model."""
 
-    executor: Literal["auto", "trtllm", "local"] = "auto"
+    executor: Literal["auto", ExecutorName] = "auto"
     """`auto` is `trtllm` where the library and a GPU are, else `local`; the log and `briton config check` say which,
     and why."""
     host: _Host = "127.0.0.1"
@@ -104,6 +105,8 @@ class BritonSection(_Strict):
     """Requests that may wait; the next one gets 429."""
     request_timeout_s: _Seconds | None = 600.0
     """The server's own deadline of a request. `null`: none."""
+    start_timeout_s: _Seconds | None = None
+    """From the start of an engine until it serves. Unset: 600 for the local executor, 1800 for TensorRT-LLM."""
     drain_timeout_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
     """What running requests get after SIGTERM."""
     cache_dir: Annotated[Path, Field(strict=False)] | None = None
