@@ -8,6 +8,7 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from briton.text.stop import MAX_STOP_LENGTH, MAX_STOPS
+from briton_server.guides import UNENFORCED
 from briton_server.protocol.chat import ChatCompletionRequest
 from briton_server.protocol.completions import CompletionRequest
 from briton_server.protocol.fields import MAX_BAD_WORDS
@@ -22,11 +23,12 @@ REFUSED = {
     "functions": "with any function",
     "suffix": "unless empty",
     "best_of": "above `n`",
-    "guided_grammar": "always",
+    "modalities": "with any but `text`",
+    **dict.fromkeys(UNENFORCED, "unless empty"),
 }
 # OpenAI's fields that no model declares: taken, and without effect.
 IGNORED_IN_CHAT = (
-    "audio", "function_call", "metadata", "modalities", "moderation", "parallel_tool_calls", "prompt_cache_key",
+    "audio", "function_call", "metadata", "moderation", "parallel_tool_calls", "prompt_cache_key",
     "prompt_cache_options", "prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier", "store",
     "user", "verbosity", "web_search_options",
 )  # fmt: skip
@@ -58,7 +60,7 @@ _NOTES = {
     "functions": "Function calls are not supported.",
     "suffix": "Insertion is not supported.",
     "best_of": "Only the n that are returned are generated.",
-    "guided_grammar": "Grammars are not supported: `guided_regex` or `guided_json`.",
+    **{name: f"{why[:1].upper()}{why[1:]}." for name, why in UNENFORCED.items()},
 }
 
 
