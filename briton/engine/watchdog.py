@@ -9,7 +9,7 @@ from typing import Protocol
 DEATH_FACTOR = 10  # an executor that stalls for so many timeouts is given up
 
 
-class Patient(Protocol):
+class Watched(Protocol):
     """What is watched. The methods are called in the event loop, except `num_steps`, which may block."""
 
     @property
@@ -39,7 +39,7 @@ class Patient(Protocol):
         ...
 
 
-async def watch(patient: Patient, timeout_s: float, is_over: Callable[[], bool]) -> None:
+async def watch(watched: Watched, timeout_s: float, is_over: Callable[[], bool]) -> None:
     """Look four times in each timeout. Chunks and steps are progress; so is having nothing to do."""
     loop = asyncio.get_running_loop()
     question: asyncio.Future[int] | None = None  # at most one is open at a time: its answer may never come
@@ -47,19 +47,19 @@ async def watch(patient: Patient, timeout_s: float, is_over: Callable[[], bool])
     since = loop.time()
     while not is_over():
         await asyncio.sleep(timeout_s / 4)
-        progress = patient.num_open == 0 or patient.num_batches != seen_batches
-        seen_batches = patient.num_batches
+        progress = watched.num_open == 0 or watched.num_batches != seen_batches
+        seen_batches = watched.num_batches
         if not progress:  # no chunk since the last look: was there a step at least?
             if question is None:
-                question = loop.run_in_executor(None, patient.num_steps)
+                question = loop.run_in_executor(None, watched.num_steps)
             await asyncio.wait({question}, timeout=timeout_s / 4)
             if question.done():
                 steps = seen_steps if question.exception() is not None else question.result()
                 progress, seen_steps, question = steps != seen_steps, steps, None
         if progress:
             since = loop.time()
-            patient.on_progress()
+            watched.on_progress()
         elif (stalled_s := loop.time() - since) >= DEATH_FACTOR * timeout_s:
-            patient.on_death(stalled_s)
+            watched.on_death(stalled_s)
         elif stalled_s >= timeout_s:
-            patient.on_stall(stalled_s)
+            watched.on_stall(stalled_s)
