@@ -12,9 +12,10 @@ from starlette.responses import Response
 
 from briton.errors import InvalidRequest, Unsupported
 from briton_server.answer import Choice, respond_streaming, respond_whole, stream_events
-from briton_server.body import read_request
+from briton_server.body import parse_request, read_body
 from briton_server.frames import ChatFrames
-from briton_server.gateway import gateway_of
+from briton_server.gateway import Gateway, gateway_of
+from briton_server.generation import Generation
 from briton_server.generation_request import new_generation
 from briton_server.logprobs import chat_logprobs
 from briton_server.middleware import request_id_of
@@ -28,23 +29,10 @@ async def create_chat_completion(request: Request) -> Response:
     """The next message of a conversation, whole or as server-sent events."""
     gateway = gateway_of(request)
     gateway.readiness.require()
-    fields = await read_request(request, ChatCompletionRequest, gateway.settings.max_body_bytes)
-    _check(fields)
-    model = gateway.check_model(fields.model)
-    generation = new_generation(
-        gateway,
-        fields,
-        [
-            await gateway.prompts.of_chat(
-                fields.messages, fields.chat_template_kwargs, sanitize=fields.sanitize_control_tokens is not False
-            )
-        ],
-        request_id=request_id_of(request.scope),
-        model=model,
-        prompt_field="messages",
-        max_tokens=fields.max_completion_tokens or fields.max_tokens or gateway.settings.default_max_tokens,
-        logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
-        prediction=await gateway.prompts.of_prediction(fields.prediction.content) if fields.prediction else (),
+    content = await read_body(request, gateway.settings.max_body_bytes)
+    request_id = request_id_of(request.scope)
+    fields, model, generation = await gateway.preparation.run(
+        len(content), lambda: _prepare(gateway, content, request_id)
     )
     completion_id, created = f"chatcmpl-{uuid4().hex}", int(time.time())
     if fields.stream:
@@ -73,6 +61,33 @@ async def create_chat_completion(request: Request) -> Response:
         }
 
     return await respond_whole(request, generation, body)
+
+
+def _prepare(gateway: Gateway, content: bytes, request_id: str) -> tuple[ChatCompletionRequest, str, Generation]:
+    """From the body to what the engine is asked: the fields, the model's name, the calls. Raises what is refused."""
+    fields = parse_request(content, ChatCompletionRequest)
+    _check(fields)
+    model = gateway.check_model(fields.model)
+    prompts, max_seq_len = gateway.prompts, gateway.readiness.require().max_seq_len
+    prompt = prompts.of_chat(
+        fields.messages,
+        fields.chat_template_kwargs,
+        max_seq_len=max_seq_len,
+        sanitize=fields.sanitize_control_tokens is not False,
+    )
+    prediction = fields.prediction
+    generation = new_generation(
+        gateway,
+        fields,
+        [prompt],
+        request_id=request_id,
+        model=model,
+        prompt_field="messages",
+        max_tokens=fields.max_completion_tokens or fields.max_tokens or gateway.settings.default_max_tokens,
+        logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
+        prediction=prompts.of_prediction(prediction.content, max_seq_len=max_seq_len) if prediction else (),
+    )
+    return fields, model, generation
 
 
 def _check(fields: ChatCompletionRequest) -> None:

@@ -12,9 +12,10 @@ from starlette.responses import Response
 
 from briton.errors import InvalidRequest, Unsupported
 from briton_server.answer import Choice, respond_streaming, respond_whole, stream_events
-from briton_server.body import read_request
+from briton_server.body import parse_request, read_body
 from briton_server.frames import CompletionFrames
 from briton_server.gateway import Gateway, gateway_of
+from briton_server.generation import Generation
 from briton_server.generation_request import new_generation
 from briton_server.logprobs import completion_logprobs
 from briton_server.middleware import request_id_of
@@ -31,22 +32,11 @@ async def create_completion(request: Request) -> Response:
     """The continuation of one or several prompts, whole or as server-sent events."""
     gateway = gateway_of(request)
     gateway.readiness.require()
-    fields = await read_request(request, CompletionRequest, gateway.settings.max_body_bytes)
-    _check(fields)
-    model = gateway.check_model(fields.model)
-    generation = new_generation(
-        gateway,
-        fields,
-        [await gateway.prompts.of_completion(prompt) for prompt in fields.prompt],
-        request_id=request_id_of(request.scope),
-        model=model,
-        prompt_field="prompt",
-        max_tokens=fields.max_tokens or gateway.settings.default_max_tokens or DEFAULT_MAX_TOKENS,
-        logprobs=fields.logprobs,
-        continues_prompt=True,
+    content = await read_body(request, gateway.settings.max_body_bytes)
+    request_id = request_id_of(request.scope)
+    fields, model, generation, echoes = await gateway.preparation.run(
+        len(content), lambda: _prepare(gateway, content, request_id)
     )
-    n = fields.n or 1
-    echoes = [_echo(gateway, prompt) if fields.echo else "" for prompt in fields.prompt for _ in range(n)]
     completion_id, created = f"cmpl-{uuid4().hex}", int(time.time())
     if fields.stream:
         include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
@@ -77,6 +67,28 @@ async def create_completion(request: Request) -> Response:
         }
 
     return await respond_whole(request, generation, body)
+
+
+def _prepare(gateway: Gateway, content: bytes, request_id: str) -> tuple[CompletionRequest, str, Generation, list[str]]:
+    """From the body to what the engine is asked: the fields, the model's name, the calls, and what each text begins
+    with. Raises what is refused."""
+    fields = parse_request(content, CompletionRequest)
+    _check(fields)
+    model = gateway.check_model(fields.model)
+    max_seq_len = gateway.readiness.require().max_seq_len
+    generation = new_generation(
+        gateway,
+        fields,
+        [gateway.prompts.of_completion(prompt, max_seq_len=max_seq_len) for prompt in fields.prompt],
+        request_id=request_id,
+        model=model,
+        prompt_field="prompt",
+        max_tokens=fields.max_tokens or gateway.settings.default_max_tokens or DEFAULT_MAX_TOKENS,
+        logprobs=fields.logprobs,
+        continues_prompt=True,
+    )
+    echoes = [_echo(gateway, prompt) if fields.echo else "" for prompt in fields.prompt for _ in range(fields.n or 1)]
+    return fields, model, generation, echoes
 
 
 def _check(fields: CompletionRequest) -> None:
