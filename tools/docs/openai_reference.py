@@ -65,6 +65,30 @@ _NOTES = {
     **{name: f"{why[:1].upper()}{why[1:]}." for name, why in UNENFORCED.items()},
 }
 
+_OBJECT_NOTES = {
+    "response_format.type": "What the answer is.",
+    "response_format.json_schema": "Required with `json_schema`.",
+    "response_format.schema": "Beside `json_object`: a schema, as some servers spell it.",
+    "response_format.json_schema.name": "Without effect.",
+    "response_format.json_schema.description": "Without effect.",
+    "response_format.json_schema.schema": "The schema. Keys of the answer come in its order.",
+    "response_format.json_schema.strict": "Without effect: a schema is always enforced.",
+    "structured_outputs.regex": "As `guided_regex`.",
+    "structured_outputs.choice": "As `guided_choice`.",
+    "structured_outputs.json_object": "As `response_format` of type `json_object`.",
+    "stream_options.include_usage": "A last chunk with `usage` and no choices.",
+    "lookahead_decoding_config.window_size": "W, columns of the window; no larger than the engine's.",
+    "lookahead_decoding_config.ngram_size": "N, tokens of an n-gram; no larger than the engine's.",
+    "lookahead_decoding_config.verification_set_size": "G, n-grams tried in a step; 1, 1, 0 turns lookahead off.",
+    "messages[].role": "`developer` is `system` to the model.",
+    "messages[].content": "Text, or parts of type `text`; any other part is refused.",
+    "messages[].name": "Given to the chat template.",
+    "messages[].tool_calls": "Of an assistant's message: given to the chat template.",
+    "messages[].tool_call_id": "Of a tool's message: given to the chat template.",
+    "prediction.type": "",
+    "prediction.content": "The text, or parts of type `text`.",
+}
+
 
 def sections() -> dict[str, str]:
     """Fields of both endpoints, then of each; and what is ignored."""
@@ -95,7 +119,7 @@ def _objects(schema: Schema, without: set[str]) -> str:
             f"`{name}`",
             f"{type_of(inner, definitions).replace('section', 'object')}{_required(name, model)}",
             limits_of(inner),
-            inner.get("description", ""),
+            _OBJECT_NOTES.get(f"{field}.{name}") or inner.get("description", ""),
         )
         for field, model in _object_fields(schema, definitions, without)
         for name, inner in model["properties"].items()
