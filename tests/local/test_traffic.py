@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -151,7 +152,7 @@ def random_drafts(seed: int) -> Callable[[ScheduledSequence], Draft | None]:
 @settings(max_examples=60, deadline=None)
 @given(arrivals=arrivals, num_blocks=st.integers(10, 40), seed=st.integers(0, 1000))
 def test_random_traffic(
-    policy: SchedulerPolicy, drafted: bool, arrivals: list[tuple], num_blocks: int, seed: int
+    policy: SchedulerPolicy, drafted: bool, arrivals: list[tuple[Any, ...]], num_blocks: int, seed: int
 ) -> None:
     loop = Loop(policy, num_blocks, drafts=random_drafts(seed) if drafted else None)
     cancelled: set[int] = set()

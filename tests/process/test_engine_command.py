@@ -208,6 +208,7 @@ def test_a_hub_of_ranks_that_nobody_launched(monkeypatch: pytest.MonkeyPatch, ca
         lambda world, progress: SimpleNamespace(progress=progress, counters=RankCounters()),
     )
     taken = rank_context.join_ranks(0, 1, None)
+    assert taken.communicator is not None
     base = taken.communicator.counters.base_pss_bytes
     assert base > 1 << 20
     wait_until(lambda: [s.base_pss_bytes for s in taken.member.all_stats()] == [base])
