@@ -5,18 +5,20 @@ What a command needs is imported when it runs, so that `briton --help` is there 
 
 from __future__ import annotations
 
-import enum
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
+from briton.config.enums import EXECUTORS
+
 if TYPE_CHECKING:
     from briton.config.config import Config
+    from briton.config.enums import ExecutorName
     from briton.process.logs import LineWriter
 
 app = typer.Typer(
@@ -30,13 +32,6 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at config files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
-
-
-class ExecutorName(str, enum.Enum):
-    """What --executor takes."""
-
-    TRTLLM = "trtllm"
-    LOCAL = "local"
 
 
 @dataclass
@@ -90,11 +85,20 @@ def _host_and_port(address: str) -> str:
     return address
 
 
+def _executor_name(name: str | None) -> str | None:
+    if name is not None and name not in EXECUTORS:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(EXECUTORS)}")
+    return name
+
+
 ConfigOption = Annotated[Path, typer.Option("--config", metavar="FILE", help="The model's config.yaml.")]
 HostOption = Annotated[
     str | None,
-    typer.Option(metavar="HOST", help="Address to listen on. Default: the config's briton.host, 127.0.0.1."),
+    typer.Option(metavar="HOST", help="Address of HTTP to listen on. Default: the config's briton.host, 127.0.0.1."),
 ]
+_GRPC_HOST_HELP = "Address of gRPC to listen on. Default: the config's briton.grpc_host, 127.0.0.1."
+GrpcHostOption = Annotated[str | None, typer.Option("--grpc-host", metavar="HOST", help=_GRPC_HOST_HELP)]
+EngineHostOption = Annotated[str | None, typer.Option("--host", metavar="HOST", help=_GRPC_HOST_HELP)]
 SupervisedOption = Annotated[bool, typer.Option("--supervised", hidden=True, help="End when standard input closes.")]
 HttpPortOption = Annotated[
     int | None,
@@ -115,8 +119,13 @@ GrpcPortOption = Annotated[
     typer.Option(metavar="PORT", min=0, max=65535, help="gRPC port. Default: the config's briton.grpc_port, 50051."),
 ]
 ExecutorOption = Annotated[
-    ExecutorName | None,
-    typer.Option("--executor", help="Plan for this executor. Default: the one that would run here."),
+    str | None,
+    typer.Option(
+        "--executor",
+        metavar="|".join(EXECUTORS),
+        help="Plan for this executor. Default: the one that would run here.",
+        callback=_executor_name,
+    ),
 ]
 ModelConfigOption = Annotated[
     Path | None,
@@ -144,6 +153,7 @@ def serve(
     config: ConfigOption,
     host: HostOption = None,
     port: HttpPortOption = None,
+    grpc_host: GrpcHostOption = None,
     grpc_port: GrpcPortOption = None,
     hostfile: HostfileOption = None,
 ) -> None:
@@ -158,7 +168,7 @@ def serve(
     from briton.process.serve import serve as run
     from briton_engine_builder import build_engine
 
-    options = ServeOptions(host, port, grpc_port, hostfile, context.obj.debug)
+    options = ServeOptions(host, port, grpc_host, grpc_port, hostfile, context.obj.debug)
     raise typer.Exit(run(loaded, load_environment(), options, writer, build_engine))
 
 
@@ -196,7 +206,7 @@ def engine(
         Path | None,
         typer.Option("--engine-dir", metavar="DIR", help="Default: the cached engine, built if need be."),
     ] = None,
-    host: HostOption = None,
+    host: EngineHostOption = None,
     port: GrpcPortOption = None,
     hostfile: HostfileOption = None,
     supervised: SupervisedOption = False,
@@ -219,7 +229,7 @@ def engine(
             from briton_engine_builder import build_engine
 
             engine_dir = build_engine(loaded, environment)
-        host = loaded.briton.host if host is None else host
+        host = loaded.briton.grpc_host if host is None else host
         port = loaded.briton.grpc_port if port is None else port
         options = EngineOptions(host, port, hostfile, context.obj.debug)
         code = run_engine_command(loaded, engine_dir, options, environment, member)
@@ -278,7 +288,7 @@ def explain_config(
 
 def _print_plan(
     file: Path,
-    executor: ExecutorName | None,
+    executor: str | None,
     offline: bool,
     model_config: Path | None,
     as_json: bool,
@@ -292,7 +302,7 @@ def _print_plan(
     explanation = explain(
         load_config(file),
         load_environment(),
-        executor=executor.value if executor else None,
+        executor=cast("ExecutorName | None", executor),
         offline=offline,
         model_config=model_config,
     )
