@@ -8,7 +8,7 @@ from uuid import uuid4
 from briton.v1 import engine_pb2
 from briton_server.gateway import Gateway
 from briton_server.generation import Generation
-from briton_server.guides import SCHEMA_FIELD, guide_of
+from briton_server.guides import GUIDE_FIELDS, guide_of
 from briton_server.prompts import PREDICTION_FIELD, check_length, check_prediction_length
 from briton_server.protocol.generation import GenerationFields
 from briton_server.sampling import sampling_params
@@ -29,6 +29,7 @@ def new_generation(
 ) -> Generation:
     """The calls that answer a request; nothing is sent yet. Raises InvalidRequest and Unsupported."""
     info = gateway.readiness.require()
+    gateway.unknown_fields.note(fields.model_extra or ())
     check_prediction_length(len(prediction), info.max_seq_len)
     for token_ids in prompts:
         check_length(len(token_ids), info.max_seq_len, prompt_field)
@@ -57,7 +58,6 @@ def new_generation(
         )
         for token_ids in prompts
     ]
-    guides = (SCHEMA_FIELD, "guide.json_schema", "guide.regex", "guide.choice.choices", "guide")
     return Generation(
         gateway,
         requests,
@@ -69,6 +69,6 @@ def new_generation(
             "prompt": prompt_field,
             "prediction": PREDICTION_FIELD,
             "lookahead": "lookahead_decoding_config",
-            **dict.fromkeys(guides, guide_field),
+            **dict.fromkeys(GUIDE_FIELDS, guide_field),
         },
     )

@@ -34,7 +34,11 @@ async def create_chat_completion(request: Request) -> Response:
     generation = new_generation(
         gateway,
         fields,
-        [await gateway.prompts.of_chat(fields.messages)],
+        [
+            await gateway.prompts.of_chat(
+                fields.messages, fields.chat_template_kwargs, sanitize=fields.sanitize_control_tokens is not False
+            )
+        ],
         request_id=request_id_of(request.scope),
         model=model,
         prompt_field="messages",
@@ -79,6 +83,8 @@ def _check(fields: ChatCompletionRequest) -> None:
         raise InvalidRequest("tool_choice: there are no tools to choose from", "tool_choice")
     if fields.functions:
         raise Unsupported("functions: function calls are not supported", "functions")
+    if any(modality != "text" for modality in fields.modalities or ()):
+        raise Unsupported("modalities: only text is supported", "modalities")
     if fields.top_logprobs is not None and not fields.logprobs:
         raise InvalidRequest("top_logprobs: needs logprobs to be true", "top_logprobs")
     given = (fields.max_tokens, fields.max_completion_tokens)
