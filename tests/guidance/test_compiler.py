@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -238,6 +239,20 @@ def test_the_child_imports_nothing_of_the_engine() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_the_child_has_no_secrets(byte_level: TestVocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it runs is not trusted to behave."""
+    monkeypatch.setenv("TRUSS_SECRET_s3", "hush")
+    monkeypatch.setenv("HF_TOKEN", "hush")
+    compiler = new_compiler(byte_level)
+    try:
+        compiler._regexes.compile("a", "guided_regex")
+        variables = Path(f"/proc/{compiler._regexes.pid}/environ").read_bytes()
+    finally:
+        compiler.close()
+    assert b"PATH=" in variables
+    assert b"hush" not in variables
 
 
 def test_the_child_ends_with_its_parent() -> None:
