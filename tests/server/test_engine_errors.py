@@ -222,7 +222,7 @@ def test_the_table_is_walked_both_ways(kind: type[BritonError], wire: WireStatus
     )
     back = error_from_rpc(told)
     assert type(back) is kind
-    assert (asdict(back), wire_status_of(back)) == (asdict(error), wire)  # type: ignore[call-overload]
+    assert (asdict(back), wire_status_of(back)) == (asdict(error), wire)
 
 
 def test_what_the_table_does_not_know() -> None:
