@@ -12,10 +12,11 @@ import pydantic_core
 import pytest
 from pydantic import ValidationError
 
+from briton.errors import InvalidRequest
 from briton.text.chat_template import ChatTemplate
 from briton.text.control_tokens import ControlTokens
 from briton.text.tokenizer import Tokenizer
-from briton_server import body, preparation
+from briton_server import body, generation_request, preparation
 from briton_server.protocol.chat import ChatCompletionRequest
 from briton_server.protocol.completions import CompletionRequest
 from briton_server.protocol.fields import RequestModel
@@ -49,8 +50,8 @@ class Threads:
 def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
     threads = Threads(monkeypatch)
     for router in (chat, completions):
-        threads.watch(router, "parse_request")
         threads.watch(router, "new_generation")
+    threads.watch(generation_request, "parse_request")
     threads.watch(ChatTemplate, "render")
     threads.watch(ControlTokens, "encode")
     threads.watch(Tokenizer, "encode")
@@ -143,7 +144,7 @@ def test_no_garbage_is_looked_for_while_json_is_parsed(monkeypatch: pytest.Monke
         return parse(data)
 
     monkeypatch.setattr(pydantic_core, "from_json", from_json)
-    with pytest.raises(body.InvalidRequest):
+    with pytest.raises(InvalidRequest):
         body.parse_request(content, ChatCompletionRequest)
     assert enabled == [False]
     assert gc.isenabled()
