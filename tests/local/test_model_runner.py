@@ -23,7 +23,7 @@ from briton.local.model_runner import ModelRunner
 from briton.local.plan import ScheduledSequence, step_inputs
 from briton.local.sequence import RequestState, SequenceState
 from briton.local.settings import BLOCK_SIZE, LocalSettings
-from briton.local.step_graphs import StepGraph
+from briton.local.step_graphs import StepGraph, compile_step_graphs
 from briton.model.engine_dir import load_manifest
 from briton_engine_builder import build_engine
 from tests.conftest import TinyLlama
@@ -59,7 +59,6 @@ def steps(runner: ModelRunner) -> Steps:
 def test_as_many_threads_as_there_is_time_for(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the whole machine were started in a container with a quota."""
     asked: list[int] = []
-    compile_step_graphs = model_runner.compile_step_graphs
 
     def asking(core: Any, model: Any, properties: Mapping[str, Any], sizes: Sequence[int]) -> list[StepGraph]:
         asked.append(properties["INFERENCE_NUM_THREADS"])

@@ -13,9 +13,9 @@ import pytest
 
 from briton.ranks.process_id import ProcessId, pid_space
 from tests.processes import is_running, wait_until
-from tests.ranks.conftest import StartHub
+from tests.ranks.conftest import StartHub, StartProgram
 from tests.ranks.jobs import introduce
-from tests.ranks.test_hub import MEMBER, StartProgram, first_line
+from tests.ranks.test_hub import MEMBER, first_line
 
 
 @pytest.fixture
@@ -52,10 +52,12 @@ def test_what_has_ended(sleeper: subprocess.Popen[bytes], kernel: str) -> None:
     assert not process.kill()
 
 
-@pytest.mark.parametrize("change", [{"started": "1"}, {"started": ""}, {"space": "elsewhere"}])
-def test_another_that_has_its_number(sleeper: subprocess.Popen[bytes], kernel: str, change: dict[str, str]) -> None:
+@pytest.mark.parametrize("field", ["started", "space"])
+@pytest.mark.parametrize("value", ["1", ""])
+def test_another_that_has_its_number(sleeper: subprocess.Popen[bytes], kernel: str, field: str, value: str) -> None:
     """The number of a rank that has ended is given out anew: whoever has it was killed."""
-    assert not ProcessId.of(sleeper.pid)._replace(**change).kill()
+    fields = {**ProcessId.of(sleeper.pid)._asdict(), field: value}
+    assert not ProcessId(**fields).kill()
     time.sleep(0.1)  # what a signal needs
     assert is_running(sleeper.pid)
 
