@@ -69,27 +69,6 @@ class Prompts(NamedTuple):
         return encode() if len(text) <= _LONG_TEXT else await anyio.to_thread.run_sync(encode)
 
 
-def check_length(num_tokens: int, max_seq_len: int, field: str) -> None:
-    """Raise InvalidRequest for a prompt that leaves no room for output."""
-    if num_tokens >= max_seq_len:
-        raise InvalidRequest(
-            f"{field}: the prompt has {num_tokens} tokens, which leaves no room for output: "
-            f"the maximum sequence length is {max_seq_len} tokens",
-            field,
-            "context_length_exceeded",
-        )
-
-
-def check_prediction_length(num_tokens: int, max_seq_len: int) -> None:
-    """Raise InvalidRequest for a prediction longer than any answer."""
-    if num_tokens > max_seq_len:
-        raise InvalidRequest(
-            f"{PREDICTION_FIELD}: the prediction has {num_tokens} tokens; "
-            f"the maximum sequence length is {max_seq_len} tokens",
-            PREDICTION_FIELD,
-        )
-
-
 def _template_variables(variables: Mapping[str, Any]) -> Mapping[str, Any]:
     """The variables themselves. Raises InvalidRequest for what is no variable, but an argument of the rendering."""
     for name in RENDERING_ARGUMENTS.intersection(variables):

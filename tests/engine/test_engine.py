@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from briton.engine.engine import Engine, EngineState
 from briton.engine.request_stream import RequestStream
-from briton.engine.types import FinishReason, GenerationRequest, SamplingParams, TokenChunk
+from briton.engine.types import ExecutorStats, FinishReason, GenerationRequest, SamplingParams, TokenChunk
 from briton.errors import DeadlineExceeded, EngineDead, InvalidRequest, QueueFull, Unavailable, Unsupported
 from briton.guidance.guide import Guide, GuideSpec
 from tests.fake_executor import FAKE_INFO, FakeExecutor
@@ -25,7 +26,7 @@ PROMPT = (1, 2, 3)
 CHOICE = GuideSpec("choice", choices=("ab",))
 
 
-def greedy(max_tokens: int = 8, **options: int) -> SamplingParams:
+def greedy(max_tokens: int = 8, **options: Any) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, temperature=0.0, **options)
 
 
@@ -102,7 +103,12 @@ async def test_one_handover_for_a_step_of_many_sequences(monkeypatch: pytest.Mon
     async with running(executor) as engine:
         batches: list[int] = []
         deliver = engine._deliver
-        monkeypatch.setattr(engine, "_deliver", lambda chunks: (batches.append(len(chunks)), deliver(chunks)))
+
+        def counted(chunks: list[TokenChunk]) -> None:
+            batches.append(len(chunks))
+            deliver(chunks)
+
+        monkeypatch.setattr(engine, "_deliver", counted)
         await asyncio.gather(*[collect(await engine.submit((i,), greedy(5))) for i in range(16)])
         assert max(batches) == 16
         assert len(batches) < 16
@@ -391,7 +397,7 @@ async def test_steps_without_chunks_are_progress() -> None:
 class _DeafExecutor(FakeExecutor):
     """Hung so badly that not even its counters can be had."""
 
-    def stats(self) -> object:  # type: ignore[override]
+    def stats(self) -> ExecutorStats:
         time.sleep(0.3)
         raise RuntimeError("no answer")
 

@@ -5,10 +5,11 @@ Each node of a draft is compared with the sequence that ends in it, computed alo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from numpy.typing import NDArray
 
 from briton.config.environment import Environment
 from briton.engine.types import GenerationRequest, SamplingParams
+from briton.local import model_runner
 from briton.local.draft import ROOT, Draft
 from briton.local.model_runner import ModelRunner
 from briton.local.plan import ScheduledSequence, step_inputs
 from briton.local.sequence import RequestState, SequenceState
 from briton.local.settings import BLOCK_SIZE, LocalSettings
+from briton.local.step_graphs import StepGraph, compile_step_graphs
 from briton.model.engine_dir import load_manifest
 from briton_engine_builder import build_engine
 from tests.conftest import TinyLlama
@@ -51,6 +54,21 @@ def runner(engine: Path, request: pytest.FixtureRequest) -> ModelRunner:
 def steps(runner: ModelRunner) -> Steps:
     """In a cache full of what was there before."""
     return Steps(runner)
+
+
+def test_as_many_threads_as_there_is_time_for(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the whole machine were started in a container with a quota."""
+    asked: list[int] = []
+
+    def asking(core: Any, model: Any, properties: Mapping[str, Any], sizes: Sequence[int]) -> list[StepGraph]:
+        asked.append(properties["INFERENCE_NUM_THREADS"])
+        return compile_step_graphs(core, model, properties, sizes)
+
+    monkeypatch.setattr(model_runner, "compile_step_graphs", asking)
+    monkeypatch.setattr(model_runner, "available_cpus", lambda: 3)
+    for threads in (None, 2):
+        ModelRunner(engine, load_manifest(engine), replace(SETTINGS, threads=threads), fixed_sizes=())
+    assert asked == [3, 2]
 
 
 def build(checkpoint: Path, folder: Path) -> Path:
@@ -92,7 +110,7 @@ class Steps:
 
     def step(self, *plan: ScheduledSequence) -> list[Logits]:
         """Logits of each entry of the plan; its own tokens are computed then."""
-        logits = self.runner.forward(step_inputs(list(plan))).copy()
+        logits: Logits = np.array(self.runner.forward(step_inputs(list(plan))))
         ends = np.cumsum([entry.num_rows if entry.samples else 0 for entry in plan])
         assert len(logits) == ends[-1]
         for entry in plan:
@@ -102,7 +120,8 @@ class Steps:
     def after(self, token_ids: Sequence[int]) -> Logits:
         """Logits [vocab] of these tokens alone."""
         self.alone.token_ids, self.alone.num_computed_tokens = list(token_ids), 0
-        return self.step(ScheduledSequence(self.alone, len(token_ids)))[0][0]
+        alone: Logits = self.step(ScheduledSequence(self.alone, len(token_ids)))[0][0]
+        return alone
 
     def check(self, sequence: SequenceState, draft: Draft | None, logits: Logits) -> None:
         """Compare each row with its path, computed alone: nearly all within TOLERANCE, none outside `tolerance`."""
@@ -136,7 +155,7 @@ def with_window(branches: Sequence[Sequence[int]], columns: int, levels: int) ->
 
 def text(length: int, seed: int = 0) -> list[int]:
     """Random tokens."""
-    return np.random.default_rng((length, seed)).integers(0, NUM_TOKENS, length).tolist()
+    return [int(token) for token in np.random.default_rng((length, seed)).integers(0, NUM_TOKENS, length)]
 
 
 BRANCHES = ((11, 12, 13), (11, 22), (31, 32))

@@ -338,7 +338,11 @@ async def test_cached_tokens_are_reported(client: AsyncOpenAI) -> None:
     first = await client.chat.completions.create(model=MODEL, messages=long)
     second = await client.chat.completions.create(model=MODEL, messages=long)
     salted = await client.chat.completions.create(model=MODEL, messages=long, extra_body={"cache_salt": "other"})
-    found = [answer.usage.prompt_tokens_details.cached_tokens for answer in (first, second, salted)]  # type: ignore
+    found = []
+    for answer in (first, second, salted):
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        found.append(answer.usage.prompt_tokens_details.cached_tokens or 0)
     assert found[0] == 0
     assert found[1] >= 192
     assert found[2] == 0

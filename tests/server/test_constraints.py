@@ -128,7 +128,8 @@ async def test_what_is_not_enforced_is_refused_by_name(serve: Serve, path: str) 
 
 async def test_what_constrains_nothing_is_no_constraint(gateway: RunningGateway) -> None:
     """Clients send empty grammars, and `text`."""
-    fields = dict(zip(UNENFORCED, ("", None, [], {}) * len(UNENFORCED), strict=False))
+    nothing: list[object] = ["", None, [], {}]
+    fields = dict(zip(UNENFORCED, nothing * len(UNENFORCED), strict=False))
     body = {"messages": HI, **fields, "response_format": {"type": "text"}, "modalities": ["text"]}
     assert (await gateway.post("/v1/chat/completions", body)).status_code == 200
 
