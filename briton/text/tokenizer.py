@@ -13,6 +13,8 @@ from briton.errors import BuildError, InvalidRequest, Unsupported
 from briton.text.token_bytes import table_of
 
 TOKENIZER_FILE = "tokenizer.json"
+# Characters that take about a millisecond (SmolLM2's, measured). An event loop leaves more to a thread, and goes on.
+LONG_TEXT = 2048
 
 
 class Tokenizer:

@@ -11,12 +11,11 @@ import anyio.to_thread
 from briton.errors import InvalidRequest
 from briton.text.chat_template import RENDERING_ARGUMENTS, ChatTemplate
 from briton.text.control_tokens import ControlTokens
-from briton.text.tokenizer import Tokenizer
+from briton.text.tokenizer import LONG_TEXT, Tokenizer
 from briton_server.protocol.chat import Message
 from briton_server.protocol.completions import Prompt
 
 PREDICTION_FIELD = "prediction.content"
-_LONG_TEXT = 16 * 1024  # characters: more than a millisecond of tokenizing, which other streams would feel
 
 
 class Prompts(NamedTuple):
@@ -66,7 +65,7 @@ class Prompts(NamedTuple):
         return await self._in_thread_if_long(text, lambda: self.tokenizer.encode(text, add_special_tokens, field=field))
 
     async def _in_thread_if_long(self, text: str, encode: Callable[[], list[int]]) -> list[int]:
-        return encode() if len(text) <= _LONG_TEXT else await anyio.to_thread.run_sync(encode)
+        return encode() if len(text) <= LONG_TEXT else await anyio.to_thread.run_sync(encode)
 
 
 def _template_variables(variables: Mapping[str, Any]) -> Mapping[str, Any]:
