@@ -105,9 +105,7 @@ def test_streamed_or_whole_the_gateway_reads_what_the_engine_read(
 
     def read(steps: list[int], stream: bool) -> tuple[Read, str]:
         looking: SequenceText[TokenLogprob] = SequenceText(tokenizer, **of_text)
-        making: SequenceText[pb.TokenLogprob] = SequenceText(
-            tokenizer, stop=stops, logprobs=True, prompt_token_ids=prompt
-        )
+        making: SequenceText[pb.TokenLogprob] = SequenceText(tokenizer, logprobs=True, **of_text)
         builder = ResponseBuilder(1, 1, texts=[looking], stream=stream)
         by_gateway = read_by_the_gateway(
             through_the_engine(builder, chunks(ids, steps, has_stop_token=has_stop_token)), making
