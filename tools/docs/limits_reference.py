@@ -16,6 +16,7 @@ from tools.docs.sections import table
 def sections() -> dict[str, str]:
     """What no config changes; what a request's fields may hold stands in the tables of the API."""
     body = next(field.default for field in dataclasses.fields(Settings) if field.name == "max_body_bytes")
+    assert isinstance(body, int)
     rows = [
         ("a request's head", f"{MAX_HEAD_BYTES // 1024} KiB", "431, and the connection ends"),
         ("its arrival", f"{HEADER_TIMEOUT_S:g} s", "the connection ends"),
