@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from briton.errors import Unavailable
+from briton.v1.current_request import current_request
 from briton_server.connection import connection_of
 from briton_server.errors import error_response, log_unless_told
 from briton_server.gateway import Gateway
@@ -45,6 +46,7 @@ class RequestMiddleware:
         scope[_SCOPE_KEY] = request_id = _request_id(scope)
         connection = connection_of(scope)
         is_over_limit = connection is not None and connection.is_over_limit
+        current_request.set(request_id)  # of this request's own task
         header = (b"x-request-id", request_id.encode())
         status: int | None = None
 
