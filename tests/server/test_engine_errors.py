@@ -26,7 +26,8 @@ from briton.errors import (
 from briton.text.tokenizer import Tokenizer
 from briton.v1 import engine_pb2 as pb
 from briton_server.engine_errors import with_request_field
-from tests.server.running import MODEL, RunningGateway, free_port, run_gateway, settings_of
+from tests.processes import free_port
+from tests.server.running import MODEL, RunningGateway, run_gateway, settings_of
 from tests.server.scripted_engine import (
     NOT_SERVING,
     SERVING,
@@ -120,6 +121,7 @@ async def test_a_call_that_ends_too_early_is_an_error(tokenizer_dir: Path, caplo
     assert sum("before the answer was complete" in str(record.exc_info) for record in caplog.records) == 2
 
 
+@pytest.mark.timing
 async def test_the_servers_deadline_ends_a_request(tokenizer_dir: Path) -> None:
     engine = ScriptedEngine(waits)
     async with serve(engine, tokenizer_dir, request_timeout_s=0.2) as running:
