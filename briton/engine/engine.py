@@ -49,8 +49,9 @@ class Compiler(Protocol):
 class Engine:
     """Runs requests of one event loop on one executor.
 
-    Every accepted request ends: with its final chunk, or with an error (EngineDead, DeadlineExceeded, Unavailable, or
-    what the executor says of it).
+    An accepted request ends with its final chunk, or with an error: EngineDead, DeadlineExceeded, Unavailable, or what
+    the executor says of it. When is not in every case bounded here: where the executor hangs, a request without a
+    deadline ends when the watchdog gives the executor up, and `stop` waits for as long as its shutdown takes.
     All methods belong to the loop that called `start`.
     """
 
@@ -150,7 +151,8 @@ class Engine:
         return True
 
     async def stop(self) -> None:
-        """Shut the executor down: open requests end with Unavailable. Idempotent. A hung executor is left alone."""
+        """Shut the executor down, which takes as long as the step that it is in: open requests end with Unavailable
+        then. Idempotent. An executor that the watchdog has given up is left alone."""
         if self.state is not EngineState.DEAD:
             self._set_state(EngineState.DRAINING)
         self._stopping = True

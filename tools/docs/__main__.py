@@ -12,6 +12,8 @@ from tools.docs import (
     command_reference,
     config_reference,
     grpc_reference,
+    limits_reference,
+    make_reference,
     metrics_reference,
     openai_reference,
     rooms_diagram,
@@ -31,8 +33,9 @@ def generated() -> Iterator[tuple[Path, str]]:
         ("configuration", config_reference.sections()),
         ("openai-api", openai_reference.sections()),
         ("grpc", grpc_reference.sections(ROOT)),
-        ("operations", metrics_reference.sections()),
+        ("operations", {**metrics_reference.sections(), **limits_reference.sections()}),
         ("commands", command_reference.sections()),
+        ("development", make_reference.sections(ROOT)),
         ("benchmarks", benchmark_plot.sections(ROOT)),
     ):
         path = Path(f"docs/{page}.md")
