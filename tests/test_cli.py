@@ -23,13 +23,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "briton", *arguments], capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.timing
 def test_help_names_every_command_and_is_quick() -> None:
     run("--help")  # once, for bytecode and page cache
     start = time.monotonic()
     done = run("--help")
     assert time.monotonic() - start < 0.5
     assert done.returncode == 0
-    for command in ("serve", "build", "engine", "gateway", "config"):
+    for command in ("init", "serve", "build", "engine", "gateway", "config"):
         assert f"\n  {command} " in done.stdout
 
 

@@ -92,6 +92,7 @@ def test_a_signal_drains(launch: Launch, number: signal.Signals) -> None:
     assert not list(job.directory.glob("*.told"))
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 def test_ranks_that_do_not_follow_are_ended(launch: Launch) -> None:
     job = launch(2, "1=stay")
@@ -137,6 +138,7 @@ def test_a_rank_that_fails(launch: Launch, behaviour: str, code: int, last_words
         assert job.told(0) == last_words.partition(": ")[2]
 
 
+@pytest.mark.timing
 def test_rank_0_fails_and_the_others_would_stay(launch: Launch) -> None:
     """There is nobody to tell clients: nothing is waited for."""
     job = launch(3, "0=die", "1=stay", "2=stay")
@@ -147,6 +149,7 @@ def test_rank_0_fails_and_the_others_would_stay(launch: Launch) -> None:
     assert time.monotonic() - started < 2
 
 
+@pytest.mark.timing
 def test_rank_0_has_its_farewell_though_others_stay(launch: Launch) -> None:
     job = launch(3, "1=refuse", "2=stay")
     job.await_all()
