@@ -242,6 +242,7 @@ def test_a_rank_that_does_not_come(start_hub: StartHub, join: Join) -> None:
     wait_until(lambda: joined.aborts)
 
 
+@pytest.mark.timing
 def test_a_rank_that_is_killed_is_noticed_at_once(start_hub: StartHub, join: Join, start_program: StartProgram) -> None:
     hub, events = start_hub(2)
     join(hub, 0)
@@ -252,6 +253,7 @@ def test_a_rank_that_is_killed_is_noticed_at_once(start_hub: StartHub, join: Joi
     assert time.monotonic() - started < 1
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_stopped_is_noticed(
@@ -352,6 +354,7 @@ def test_without_its_hub_a_rank_ends_and_takes_those_of_its_host_along(start_pro
     assert "the job's hub is gone" in zero.stderr.read()
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 def test_a_hub_that_is_stopped_is_as_good_as_gone(start_program: StartProgram) -> None:
     hub = start_program(HUB)
