@@ -19,6 +19,7 @@ from tests.server.conftest import Serve
 from tests.server.running import MODEL, RunningGateway
 
 ROOT = Path(__file__).parents[2]
+WITH_USAGE = {"stream_options": {"include_usage": True}}
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -54,8 +55,10 @@ async def test_ready_says_no_from_the_moment_of_draining(gateway: RunningGateway
 
 
 async def test_metrics_add_up(gateway: RunningGateway) -> None:
-    whole = (await gateway.post("/v1/chat/completions", CHAT)).json()["usage"]
-    await gateway.post("/v1/chat/completions", {**CHAT, "stream": True})
+    body = {**CHAT, "messages": [{"role": "user", "content": "hi " * 30}]}  # of several blocks
+    whole = (await gateway.post("/v1/chat/completions", body)).json()["usage"]
+    text = (await gateway.post("/v1/chat/completions", {**body, "stream": True, **WITH_USAGE})).text
+    again = json.loads(text.split("\n\n")[-3].removeprefix("data: "))["usage"]
     await gateway.post("/v1/chat/completions", {**CHAT, "n": 0})
     await gateway.http.get("/made/up/path")
     text = (await gateway.http.get("/metrics")).text
@@ -78,6 +81,7 @@ async def test_metrics_add_up(gateway: RunningGateway) -> None:
     assert value("briton_queue_seconds_count") == 2
     assert value("briton_request_seconds_count") == 3
     assert value("briton_open_requests") == 0
+    assert value("briton_cached_tokens_total") == again["prompt_tokens_details"]["cached_tokens"] > 0
     assert value("briton_engine_up") == 1
     assert value("briton_engine_requests_total") == 2
     assert value("briton_engine_output_tokens_total") == 2 * whole["completion_tokens"]
@@ -123,10 +127,56 @@ async def test_the_same_request_id_twice_at_once_is_no_error(gateway: RunningGat
 
 
 def test_the_committed_document_is_the_applications() -> None:
-    """`python -m briton_server.openapi` writes it."""
+    """`python -m briton_server.openapi_document` writes it."""
     app = create_app(Settings(model_name="", tokenizer_dir=Path(), engine_address=""))
     committed = json.loads((ROOT / "server" / "openapi.json").read_text())
-    assert committed == app.openapi()
+    assert committed["info"] == {"title": "Briton", "version": briton.__version__}
+    assert operations_of(committed) == operations_of(app.openapi())
+    assert committed["components"]["schemas"] == app.openapi()["components"]["schemas"]
+
+
+def operations_of(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """What the document says of each operation in our words: FastAPI's own may change with each release of it."""
+
+    def schemas(described: dict[str, Any]) -> dict[str, Any]:
+        return {media: content.get("schema", {}).get("$ref") for media, content in described.get("content", {}).items()}
+
+    return {
+        (path, method): {
+            "id": operation["operationId"],
+            "summary": operation["summary"],
+            "parameters": [(given["name"], given["in"]) for given in operation.get("parameters", ())],
+            "body": schemas(operation.get("requestBody", {})),
+            "responses": {status: schemas(response) for status, response in operation["responses"].items()},
+        }
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    }
+
+
+def test_operations_have_short_names_and_our_errors() -> None:
+    """Clients are generated from them. FastAPI's own error, 422, is nowhere sent."""
+    app = create_app(Settings(model_name="", tokenizer_dir=Path(), engine_address=""))
+    operations = operations_of(app.openapi())
+    assert {operation["id"] for operation in operations.values()} == {
+        "create_chat_completion",
+        "create_completion",
+        "list_models",
+        "retrieve_model",
+        "live",
+        "ready",
+        "health",
+        "metrics",
+        "version",
+    }
+    for (path, _), operation in operations.items():
+        error = {"application/json": "#/components/schemas/ErrorBody"}
+        expected = {"200", "default"} if path.startswith("/v1/") else {"200"}
+        assert set(operation["responses"]) == expected
+        assert operation["responses"].get("default") == (error if "default" in expected else None)
+    chat = operations["/v1/chat/completions", "post"]
+    assert chat["body"] == {"application/json": "#/components/schemas/ChatCompletionRequest"}
+    assert set(chat["responses"]["200"]) == {"application/json", "text/event-stream"}
 
 
 async def test_the_document_and_its_page(gateway: RunningGateway) -> None:
