@@ -113,9 +113,12 @@ class Scheduler:
         self.blocks.trim(sequence)
 
     def start_siblings(self, state: RequestState) -> None:
-        """Queue the other n - 1 sequences, now that the prompt's blocks can be shared."""
-        for sequence in state.sequences[1:]:
+        """Queue the other n - 1 sequences, now that the prompt's blocks can be shared, and their hashes are known."""
+        first, *others = state.sequences
+        hashes = first.block_hashes[: first.num_prompt_tokens // self.blocks.block_size]
+        for sequence in others:
             sequence.token_ids.extend(state.request.prompt_token_ids)
+            sequence.block_hashes.extend(hashes)
             self._push(sequence)
 
     def finish(self, sequence: SequenceState) -> None:
