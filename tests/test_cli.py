@@ -25,6 +25,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "briton", *arguments], capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.timing
 def test_help_names_every_command_and_is_quick() -> None:
     run("--help")  # once, for bytecode and page cache
     start = time.monotonic()

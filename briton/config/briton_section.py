@@ -103,6 +103,12 @@ class BritonSection(_Strict):
     """The engine's port; 0 takes a free one. `--grpc-port` wins."""
     max_queue_size: _Count = 256
     """Requests that may wait; the next one gets 429."""
+    max_connections: _Count = 4096
+    """HTTP connections that may be open; what comes on others gets 503, but for `/live` and `/ready`."""
+    max_body_bytes: _Count = 4 * 1024**2
+    """Of a request over HTTP; a longer one gets 413."""
+    keepalive_s: _Seconds = 15.0
+    """A stream that has been silent for so long gets a comment, which clients ignore and proxies count as life."""
     request_timeout_s: _Seconds | None = 600.0
     """The server's own deadline of a request. `null`: none."""
     start_timeout_s: _Seconds | None = None

@@ -96,12 +96,12 @@ def test_several_ranks_are_a_job(
     config_of: ConfigOf, runs: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "mine")
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("HF_HOME", "/models")
     monkeypatch.chdir(tmp_path)
     assert run_engine_command(config_of(3), Path("engine"), OPTIONS, ALONE) == 5
     (kind, command, size, environ, is_local) = runs[0]
-    assert (kind, size, environ["OMP_NUM_THREADS"], is_local) == ("job", 3, "7", True)
-    assert "HF_TOKEN" not in environ  # the engine is built: ranks fetch nothing
+    assert (kind, size, environ["HF_HOME"], is_local) == ("job", 3, "/models", True)
+    assert "HF_TOKEN" not in environ, "ranks need no secrets"
     assert command[:3] == ("/opt/mpiexec", "-n", "3")
     for name in ("BRITON_JOB", "PATH", "LD_LIBRARY_PATH"):  # what ranks on other hosts cannot do without
         assert command[command.index(name) - 1] == "-x"
