@@ -79,6 +79,8 @@ class BritonSection(_Strict):
     grpc_port: _Port = 50051
     max_queue_size: _Count = 256  # requests
     request_timeout_s: _Seconds | None = 600.0
+    stall_timeout_s: _Seconds = 2.0  # a step of 20 times its expected seconds is a stall, and none shorter than this
+    give_up_timeout_s: _Seconds = 5.0  # an engine that stalls for so long ends, and is started again
     drain_timeout_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
     cache_dir: Annotated[Path, Field(strict=False)] | None = None  # None: the environment's
     local: LocalSection = Field(default_factory=LocalSection)

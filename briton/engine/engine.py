@@ -17,23 +17,33 @@ from typing import Protocol
 
 from briton.config.lookahead import LookaheadConfig
 from briton.engine.executor import Executor
+from briton.engine.ledger import Ledger, LedgerEntry
 from briton.engine.request_stream import RequestStream
-from briton.engine.types import ExecutorStats, FinishReason, GenerationRequest, ModelInfo, SamplingParams, TokenChunk
+from briton.engine.types import (
+    ExecutorStats,
+    FinishReason,
+    GenerationRequest,
+    ModelInfo,
+    SamplingParams,
+    StepProgress,
+    TokenChunk,
+)
 from briton.engine.validation import check_request
-from briton.engine.watchdog import watch
+from briton.engine.watchdog import StallLimits, watch
 from briton.errors import DeadlineExceeded, EngineDead, Unavailable, Unsupported
 from briton.guidance.guide import Guide, GuideSpec
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5  # how long the pump thread waits for chunks before it looks whether to stop
+SHUTDOWN_S = 5.0  # what an executor gets to end its threads; streams have ended before
 
 
 class EngineState(enum.Enum):
     """What the engine can do for a new request. Only SERVING is healthy."""
 
     SERVING = "serving"
-    STALLED = "stalled"  # requests are open and the executor makes no step; may recover
+    STALLED = "stalled"  # a step or a cancel takes far longer than it should; may recover
     DRAINING = "draining"  # refuses new requests, finishes the open ones
     DEAD = "dead"  # for good
 
@@ -49,8 +59,8 @@ class Compiler(Protocol):
 class Engine:
     """Runs requests of one event loop on one executor.
 
-    Every accepted request ends: with its final chunk, or with an error (EngineDead, DeadlineExceeded, Unavailable, or
-    what the executor says of it).
+    Every accepted request ends for its caller: with its final chunk, or with an error (EngineDead, DeadlineExceeded,
+    Unavailable, or what the executor says of it). For the engine it is open until the executor has confirmed its end.
     All methods belong to the loop that called `start`.
     """
 
@@ -60,7 +70,7 @@ class Engine:
         *,
         compiler: Compiler | None = None,
         request_timeout_s: float | None = None,
-        stall_timeout_s: float = 60.0,
+        stall: StallLimits | None = None,
     ) -> None:
         self.info: ModelInfo = executor.info
         self.state = EngineState.SERVING
@@ -69,7 +79,8 @@ class Engine:
         self._executor = executor
         self._compiler = compiler
         self._request_timeout_s = request_timeout_s
-        self._stall_timeout_s = stall_timeout_s
+        self._stall = stall or StallLimits()
+        self._ledger = Ledger()
         self._streams: dict[int, RequestStream] = {}
         self._ids = itertools.count(1)
         self._stopping = False  # the end is wanted
@@ -82,8 +93,8 @@ class Engine:
 
     @property
     def num_open(self) -> int:
-        """Requests that were accepted and have not ended."""
-        return len(self._streams)
+        """Requests that were accepted, and whose end the executor has not confirmed."""
+        return len(self._ledger)
 
     def start(self) -> None:
         """Start the pump thread and the watchdog; to be called once, in a running loop."""
@@ -91,7 +102,7 @@ class Engine:
         self._pump_thread = threading.Thread(target=self._pump, name="briton-pump", daemon=True)
         self._pump_thread.start()
         is_over = self._died.is_set
-        self._watchdog = self._loop.create_task(watch(self, self._stall_timeout_s, is_over))
+        self._watchdog = self._loop.create_task(watch(self, self._stall, is_over))
 
     async def submit(
         self,
@@ -149,18 +160,30 @@ class Engine:
             return False
         return True
 
-    async def stop(self) -> None:
-        """Shut the executor down: open requests end with Unavailable. Idempotent. A hung executor is left alone."""
+    async def stop(self, timeout_s: float = SHUTDOWN_S) -> None:
+        """End every open request with Unavailable, then shut the executor down. Idempotent.
+
+        An executor that hangs, or does not end within `timeout_s` seconds, is left alone: `hung` says so, and the
+        process should not wait for its threads.
+        """
         if self.state is not EngineState.DEAD:
             self._set_state(EngineState.DRAINING)
         self._stopping = True
         self._watchdog.cancel()
+        self._end_streams(Unavailable("the engine is shutting down"))
         if self.hung:
             return
-        await asyncio.to_thread(self._executor.shutdown)
-        self._is_shut_down = True
-        await self._died.wait()
-        await asyncio.to_thread(self._pump_thread.join)
+        ending = threading.Thread(target=self._shut_down, name="briton-shutdown", daemon=True)
+        ending.start()
+        try:
+            await asyncio.wait_for(self._died.wait(), timeout_s)
+        except asyncio.TimeoutError:
+            logger.error("the executor did not shut down within %g s: its threads are left behind", timeout_s)
+            self.give_up("the executor did not shut down")
+            return
+        if not self.hung:
+            for thread in (self._pump_thread, ending):
+                await asyncio.to_thread(thread.join, timeout_s)
 
     async def wait_dead(self) -> EngineDead:
         """Return when the executor has failed or was stopped."""
@@ -189,11 +212,23 @@ class Engine:
     def _accept(self, request: GenerationRequest, timeout_s: float | None, deadline: float | None) -> RequestStream:
         stream = RequestStream(request.request_id, self._cancel, self._finish)
         self._streams[request.request_id] = stream  # before submit: a chunk may come first
+        self._ledger.open(
+            LedgerEntry(
+                request.request_id,
+                self._loop.time(),
+                num_prompt_tokens=len(request.prompt_token_ids),
+                num_sequences=request.sampling.n,
+                max_output_tokens=request.sampling.max_tokens,
+                priority=request.priority,
+                deadline=deadline,
+            )
+        )
         self._idle.clear()
         try:
             self._executor.submit(request)
         except BaseException:
-            self._forget(stream)
+            self._streams.pop(request.request_id, None)
+            self._close(request.request_id)
             raise
         if deadline is not None:
             error = DeadlineExceeded(f"the request did not finish within {timeout_s:.3g} s")
@@ -201,19 +236,33 @@ class Engine:
         return stream
 
     def _cancel(self, stream: RequestStream, error: Exception | None = None) -> None:
-        """End a stream from this side, and its request in the executor."""
-        self._forget(stream)
+        """End a stream from this side, and ask the executor to end its request."""
+        self._streams.pop(stream.request_id, None)
         stream.end(error)
-        self._executor.cancel(stream.request_id)
+        self._finish(stream)
 
     def _finish(self, stream: RequestStream) -> None:
         """Cancel a request whose final chunk is still wanted."""
+        self._ledger.cancel(stream.request_id, self._loop.time())
         self._executor.cancel(stream.request_id)
 
-    def _forget(self, stream: RequestStream) -> None:
-        self._streams.pop(stream.request_id, None)
-        if not self._streams:
+    def _close(self, request_id: int) -> None:
+        """A request's end is confirmed."""
+        self._ledger.close(request_id)
+        if not self._ledger:
             self._idle.set()
+
+    def _end_streams(self, error: Exception) -> None:
+        for stream in list(self._streams.values()):
+            self._cancel(stream, error)
+
+    def _shut_down(self) -> None:
+        """In a thread of its own, which may never return."""
+        try:
+            self._executor.shutdown()
+        except Exception:
+            logger.exception("the executor failed to shut down")
+        self._is_shut_down = True
 
     # From the executor to the streams.
 
@@ -237,8 +286,11 @@ class Engine:
 
     def _deliver(self, chunks: Sequence[TokenChunk]) -> None:
         self.num_batches += 1
-        streams = self._streams
+        streams, now = self._streams, self._loop.time()
         for chunk in chunks:
+            self._ledger.add_tokens(chunk.request_id, len(chunk.token_ids), now)
+            if chunk.is_final:
+                self._close(chunk.request_id)
             stream = streams.get(chunk.request_id)
             if stream is None:  # cancelled: its last chunks interest nobody
                 continue
@@ -251,13 +303,13 @@ class Engine:
             else:
                 stream.push(chunk)
                 if chunk.is_final:
-                    self._forget(stream)
+                    del streams[chunk.request_id]
                     stream.end()
 
     def _end_early(self, stream: RequestStream, error: Exception, is_final: bool) -> None:
         """One sequence failed: the whole request ends, also its sequences that could go on."""
         if is_final:
-            self._forget(stream)
+            del self._streams[stream.request_id]
             stream.end(error)
         else:
             self._cancel(stream, error)
@@ -267,23 +319,29 @@ class Engine:
             return
         self.death = death
         if not self._stopping:
-            logger.error("the executor is dead, %d open requests end: %s", len(self._streams), death)
-        for stream in list(self._streams.values()):
-            self._forget(stream)
+            logger.error("the executor is dead, %d open requests end: %s", len(self._ledger), death)
+        for stream in self._streams.values():
             stream.end(EngineDead(death.message))
+        self._streams.clear()
+        self._ledger.clear()
+        self._idle.set()
         self._set_state(EngineState.DEAD)
         self._died.set()
 
     # For the watchdog: a hung executor must not look healthy, nor live for ever.
 
-    def num_steps(self) -> int:
-        """Steps that the executor made so far."""
-        return self._executor.stats().num_steps
+    def progress(self) -> StepProgress:
+        """Where the executor stands."""
+        return self._executor.progress()
+
+    def longest_cancel_s(self) -> float:
+        """How long the executor has left a cancel unanswered, in seconds."""
+        return self._ledger.longest_cancel_s(self._loop.time())
 
     def on_stall(self, stalled_s: float) -> None:
         """Not healthy until there is progress."""
         if self.state is EngineState.SERVING:
-            logger.error("no step for %.0f s with %d open requests: not healthy", stalled_s, self.num_open)
+            logger.error("no progress for %.1f s with %d open requests: not healthy", stalled_s, self.num_open)
             self._set_state(EngineState.STALLED)
 
     def on_progress(self) -> None:
@@ -294,7 +352,7 @@ class Engine:
 
     def on_death(self, stalled_s: float) -> None:
         """Given up."""
-        self.give_up(f"the executor has made no step for {stalled_s:.0f} s")
+        self.give_up(f"the executor has made no progress for {stalled_s:.1f} s")
 
     def give_up(self, reason: str) -> None:
         """End every open request with EngineDead: the executor's threads may never return."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from briton.engine.types import ExecutorStats, GenerationRequest, ModelInfo, TokenChunk
+from briton.engine.types import ExecutorStats, GenerationRequest, ModelInfo, StepProgress, TokenChunk
 
 
 class Executor(Protocol):
@@ -38,6 +38,10 @@ class Executor(Protocol):
 
     def stats(self) -> ExecutorStats:
         """A snapshot. From any thread, at any time."""
+        ...
+
+    def progress(self) -> StepProgress:
+        """Where it stands. From any thread, at any time; the watchdog asks it some times a second."""
         ...
 
     def shutdown(self) -> None:

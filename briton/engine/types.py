@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from briton.config.lookahead import LookaheadConfig
 
@@ -165,6 +165,13 @@ class RankStats:
     all_reduce_s: float = 0.0  # of those in sums over ranks, the wait for slower ranks included
     broadcast_s: float = 0.0  # of those in packing and sending steps: rank 0's alone
     gather_s: float = 0.0  # of those in passing logits to rank 0
+
+
+class StepProgress(NamedTuple):
+    """Where an executor stands in its work."""
+
+    num_steps: int  # made since start
+    expected_s: float | None  # what the step it is in, or its next, should take; None: nobody knows yet
 
 
 @dataclass(frozen=True, slots=True)

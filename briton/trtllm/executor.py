@@ -10,7 +10,15 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from briton.engine.types import ExecutorStats, FinishReason, GenerationRequest, ModelInfo, RankStats, TokenChunk
+from briton.engine.types import (
+    ExecutorStats,
+    FinishReason,
+    GenerationRequest,
+    ModelInfo,
+    RankStats,
+    StepProgress,
+    TokenChunk,
+)
 from briton.engine.validation import check_request
 from briton.errors import EngineDead, QueueFull, Unsupported
 from briton.trtllm.constraint import Constraint
@@ -122,6 +130,12 @@ class TrtllmExecutor:
         self._take_iterations()
         with self._lock:
             return replace(self._book.snapshot(self._processor.seconds), ranks=self._rank_stats())
+
+    def progress(self) -> StepProgress:
+        """See `Executor.progress`. What a step should take is what the library's took on average."""
+        self._take_iterations()
+        with self._lock:
+            return self._book.progress()
 
     def shutdown(self) -> None:
         """See `Executor.shutdown`. Returns after SHUTDOWN_S even if the library does not."""
