@@ -18,7 +18,8 @@ class LedgerEntry:
     admitted_at: float
     num_prompt_tokens: int = 0
     num_sequences: int = 1
-    max_output_tokens: int = 0  # of one sequence; as far as anybody promised
+    max_output_tokens: int = 0  # of one sequence
+    has_limit: bool = True  # its caller has set it; else it is what the context leaves
     caller: str = ""
     priority: int = 0
     deadline: float | None = None
