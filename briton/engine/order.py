@@ -20,7 +20,7 @@ class Rank(NamedTuple):
     level: int  # negated: a higher priority is smaller
     served: float  # weighted tokens that its caller has had
     arrival: int  # the request's number
-    index: int  # of the sequence in its request
+    sibling: int  # the sequence among its request's
 
 
 @dataclass(frozen=True, slots=True)

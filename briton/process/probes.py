@@ -18,7 +18,7 @@ def local_host(host: str) -> str:
 
 def engine_is_serving(address: str) -> bool:
     """Whether the engine's gRPC health at HOST:PORT says SERVING. Takes a second at most."""
-    return _engine_health(address) == health_pb2.HealthCheckResponse.SERVING
+    return _engine_health(address) == int(health_pb2.HealthCheckResponse.SERVING)
 
 
 def engine_is_live(address: str) -> bool:
