@@ -134,7 +134,7 @@ def _compared(name: str, batch: int, runs: dict[int, list[dict[str, Any]]]) -> S
     step = {size: [run["decode_s"] / run["num_steps"] for run in of] for size, of in runs.items()}
     ratio = median(two / one for one, two in zip(step[1], step[2], strict=True))
     total = sum(run["decode_s"] for run in runs[2])
-    parts = {part: sum(run["account"][part] for run in runs[2]) / total for part in runs[2][0]["account"]}
+    parts = {part: sum(run["counters"][part] for run in runs[2]) / total for part in runs[2][0]["counters"]}
     print(
         f"{name}, batch {batch}: a step of two ranks is {ratio:.2f} of one rank's "
         f"({median(step[2]) * 1e3:.1f} and {median(step[1]) * 1e3:.1f} ms); of it on rank 0: "

@@ -3,9 +3,9 @@
     mpiexec -n N python rank_side.py ENGINE_DIR THREADS PRECISION
 
     -> {"prompts": [[token ids] ...], "max_tokens": n}
-    <- {"tokens": [[...] ...], "num_steps": n, "decode_s": s, "host_s": s, "account": {...}}
+    <- {"tokens": [[...] ...], "num_steps": n, "decode_s": s, "host_s": s, "counters": {...}}
 
-All but the tokens count from the step after the last first token; `account` is rank 0's.
+All but the tokens count from the step after the last first token; `counters` is rank 0's.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def run(
             tokens[chunk.request_id - first] += chunk.token_ids
             unfinished -= chunk.is_final
         if at_start is None and all(tokens):
-            at_start = executor.stats(), account(ranks)
+            at_start = executor.stats(), counters(ranks)
     assert at_start is not None
     before, now = at_start[0], executor.stats()
     return {
@@ -84,13 +84,13 @@ def run(
         "num_steps": now.num_steps - before.num_steps,
         "decode_s": now.step_s - before.step_s,
         "host_s": now.host_s - before.host_s,
-        "account": {name: value - at_start[1].get(name, 0.0) for name, value in account(ranks).items()},
+        "counters": {name: value - at_start[1].get(name, 0.0) for name, value in counters(ranks).items()},
     }
 
 
-def account(ranks: Communicator | None) -> dict[str, float]:
+def counters(ranks: Communicator | None) -> dict[str, float]:
     """Seconds of rank 0 since its start."""
-    return {} if ranks is None else {k: v for k, v in asdict(ranks.account).items() if k.endswith("_s")}
+    return {} if ranks is None else {k: v for k, v in asdict(ranks.counters).items() if k.endswith("_s")}
 
 
 if __name__ == "__main__":

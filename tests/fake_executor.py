@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -224,6 +225,7 @@ class FakeExecutor:
         """See `briton.engine.executor.Executor`."""
         with self._condition:
             used = sum(entry.blocks for entry in self._running.values())
+            counted: dict[str, Any] = dict(self._counters)
             running = sum(not s.finished for entry in self._running.values() for s in entry.sequences)
             return ExecutorStats(
                 num_running=running,
@@ -232,7 +234,7 @@ class FakeExecutor:
                 kv_blocks_used=used,
                 kv_blocks_cached=min(len(self._prefixes), self._blocks_total - used),
                 step_s=self._step_s,
-                **self._counters,
+                **counted,
             )
 
     def progress(self) -> StepProgress:

@@ -63,7 +63,7 @@ def tiny_weights(config: Mapping[str, Any], seed: int = 0) -> dict[str, NDArray[
     mlp = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
 
     def draw(*shape: int) -> NDArray[np.float32]:
-        return (generator.standard_normal(shape) * 1.4 / shape[-1] ** 0.5).astype(np.float32)
+        return np.asarray(generator.standard_normal(shape) * 1.4 / shape[-1] ** 0.5, np.float32)
 
     tensors = {"model.embed_tokens.weight": draw(config["vocab_size"], hidden), "model.norm.weight": 1 + draw(hidden)}
     if not config["tie_word_embeddings"]:

@@ -21,10 +21,12 @@ from line_protocol import Run, serve
 _ERROR = 4  # ggml_log_level
 
 
-@llama_cpp.llama_log_callback
 def _say_errors_only(level: int, text: bytes, _: object) -> None:
     if level == _ERROR:
         sys.stderr.write(text.decode(errors="replace"))
+
+
+_LOG_CALLBACK = llama_cpp.llama_log_callback(_say_errors_only)  # the library calls it for as long as it runs
 
 
 def main() -> None:
@@ -41,7 +43,7 @@ def main() -> None:
 
 def load(arguments: argparse.Namespace) -> tuple[str, Run]:
     """The model and one context for all sequences."""
-    llama_cpp.llama_log_set(_say_errors_only, None)
+    llama_cpp.llama_log_set(_LOG_CALLBACK, None)
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(arguments.model.encode(), llama_cpp.llama_model_default_params())
     if not model:

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from briton.config.advice import advice
 from briton.config.briton_section import BritonSection
 from briton.config.config import Config
+from briton.config.public_url import public_url
 from briton.config.truss import TrussConfig
 from briton.config.yaml_file import YamlFile, read_yaml
 from briton.errors import ConfigError
@@ -83,9 +84,10 @@ def _message(detail: ErrorDetails) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A short form of an offending value."""
+    """A short form of an offending value, and of a URL what is not secret."""
     if isinstance(value, int) and value.bit_length() > 64:
         return "a number beyond 64 bits"  # Python refuses to print the longest
+    value = public_url(value) if isinstance(value, str) else value
     text = repr(value) if value is None or isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
     return text if len(text) <= _SHOWN_VALUE else text[: _SHOWN_VALUE - 3] + "..."
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from briton.config.enums import CheckpointSource
+from briton.config.public_url import public_url
 
 SCHEMES = {CheckpointSource.S3: "s3", CheckpointSource.GCS: "gs", CheckpointSource.AZURE: "azure"}
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -60,5 +61,7 @@ def parse_object_url(source: CheckpointSource, repo: str) -> ObjectURL:
         names_are_right = _BUCKET.fullmatch(bucket)
     if not names_are_right or not path.isprintable():
         form = f"{scheme}://{'ACCOUNT/CONTAINER' if source is CheckpointSource.AZURE else 'BUCKET'}/PATH"
-        raise ValueError(f"{repo!r} is not of the form {form}")
+        raise ValueError(f"{public_url(repo)!r} is not of the form {form}")
+    if "?" in path:  # legal in a name, and far more often a signature
+        raise ValueError("repo has a query (?...): credentials are given with runtime_secret_name")
     return ObjectURL(scheme, account, bucket, path.strip("/"))

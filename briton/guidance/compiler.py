@@ -11,9 +11,9 @@ from briton.errors import InvalidRequest, Unsupported
 from briton.guidance.automaton import Automaton, AutomatonGuide
 from briton.guidance.cache import SingleFlightCache
 from briton.guidance.compile_process import CompileProcess
+from briton.guidance.compile_thread import CompileThread
 from briton.guidance.grammar import GrammarCompiler, GrammarGuide
 from briton.guidance.guide import Guide, GuideSpec
-from briton.guidance.lane import CompileLane
 from briton.guidance.limits import GuideLimits
 from briton.guidance.pattern import CHOICE_FIELD, REGEX_FIELD, choice_pattern, regex_pattern
 from briton.guidance.schema import SCHEMA_FIELD
@@ -49,8 +49,8 @@ class GuideCompiler:
         self._grammars = GrammarCompiler(self._vocabulary, self._limits)
         self._schemas = CompileProcess("schema", self._vocabulary, self._limits)
         self._regexes = CompileProcess("regex", self._vocabulary, self._limits)
-        self._schema_lane = CompileLane("guide-schema", self._limits.compile_wait_s)
-        self._regex_lane = CompileLane("guide-regex", self._limits.compile_wait_s)
+        self._schema_thread = CompileThread("guide-schema", self._limits.compile_wait_s)
+        self._regex_thread = CompileThread("guide-regex", self._limits.compile_wait_s)
         self._versions = {name: version(name) for name in ("llguidance", "outlines-core")}
         self._cache: SingleFlightCache[CompiledGuide] = SingleFlightCache(
             max_bytes=self._limits.cache_bytes,
@@ -80,13 +80,13 @@ class GuideCompiler:
         self._cache.cancel()
         self._schemas.close()
         self._regexes.close()
-        self._schema_lane.close()
-        self._regex_lane.close()
+        self._schema_thread.close()
+        self._regex_thread.close()
 
     async def _make(self, spec: GuideSpec) -> CompiledGuide:
         if spec.kind in ("regex", "choice"):
-            return await self._regex_lane.run(lambda: self._make_automaton(spec))
-        return await self._schema_lane.run(lambda: self._make_grammar(spec))
+            return await self._regex_thread.run(lambda: self._make_automaton(spec))
+        return await self._schema_thread.run(lambda: self._make_grammar(spec))
 
     def _make_grammar(self, spec: GuideSpec) -> GrammarGuide:
         if spec.kind == "json_object":

@@ -14,7 +14,7 @@ from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 
-from briton.local.sequence import Sequence
+from briton.local.sequence import SequenceState
 
 
 class BlockManager:
@@ -38,7 +38,7 @@ class BlockManager:
         """Blocks that hold `num_tokens`."""
         return -(-num_tokens // self.block_size)
 
-    def match_prefix(self, sequence: Sequence) -> list[int]:
+    def match_prefix(self, sequence: SequenceState) -> list[int]:
         """The cached blocks a sequence without blocks could start from. At least one token is left to compute: its
         logits are needed."""
         matched: list[int] = []
@@ -53,7 +53,7 @@ class BlockManager:
         """How many of these would leave the free list if they were taken."""
         return sum(self._ref_counts[block] == 0 for block in blocks)
 
-    def take_prefix(self, sequence: Sequence, matched: list[int]) -> None:
+    def take_prefix(self, sequence: SequenceState, matched: list[int]) -> None:
         """Start a sequence from matched blocks: their tokens count as computed."""
         for block in matched:
             if self._ref_counts[block] == 0:
@@ -64,15 +64,15 @@ class BlockManager:
         sequence.num_committed_blocks = len(matched)
         sequence.num_computed_tokens = len(matched) * self.block_size
 
-    def blocks_missing(self, sequence: Sequence, num_tokens: int) -> int:
+    def blocks_missing(self, sequence: SequenceState, num_tokens: int) -> int:
         """New blocks needed so that the table covers the first `num_tokens` tokens."""
         return max(0, self.blocks_for(num_tokens) - len(sequence.block_table))
 
-    def can_extend(self, sequence: Sequence, num_tokens: int) -> bool:
+    def can_extend(self, sequence: SequenceState, num_tokens: int) -> bool:
         """Whether `extend` would succeed."""
         return self.blocks_missing(sequence, num_tokens) <= len(self._free)
 
-    def extend(self, sequence: Sequence, num_tokens: int) -> None:
+    def extend(self, sequence: SequenceState, num_tokens: int) -> None:
         """Give the sequence blocks for its first `num_tokens` tokens, the least recently used free ones; what they
         cached is forgotten."""
         for _ in range(self.blocks_missing(sequence, num_tokens)):
@@ -81,7 +81,7 @@ class BlockManager:
             self._ref_counts[block] = 1
             sequence.block_table.append(block)
 
-    def trim(self, sequence: Sequence) -> None:
+    def trim(self, sequence: SequenceState) -> None:
         """Take back what a draft was given and does not keep: blocks beyond the computed tokens. Nothing in them is
         worth remembering, so they are the first to be taken again."""
         for _ in range(len(sequence.block_table) - self.blocks_for(sequence.num_computed_tokens)):
@@ -90,7 +90,7 @@ class BlockManager:
             self._free[block] = None
             self._free.move_to_end(block, last=False)
 
-    def commit(self, sequence: Sequence) -> None:
+    def commit(self, sequence: SequenceState) -> None:
         """Make the sequence's full computed blocks known for reuse. The first block of equal content stays the known
         one."""
         committed = sequence.num_committed_blocks
@@ -105,7 +105,7 @@ class BlockManager:
                 self._block_of[digest] = block
         sequence.num_committed_blocks = num_full
 
-    def free(self, sequence: Sequence) -> None:
+    def free(self, sequence: SequenceState) -> None:
         """Take all blocks from a sequence. Its last blocks become the least recently used ones: a prefix outlives
         its continuations."""
         for block in reversed(sequence.block_table):
@@ -117,7 +117,7 @@ class BlockManager:
         sequence.num_committed_blocks = 0
         sequence.num_computed_tokens = 0
 
-    def check_invariants(self, sequences: Iterable[Sequence]) -> None:
+    def check_invariants(self, sequences: Iterable[SequenceState]) -> None:
         """Raise AssertionError unless the books balance for exactly these sequences."""
         held: Counter[int] = Counter()
         for sequence in sequences:
@@ -143,18 +143,14 @@ class BlockManager:
             self._hashes[block] = None
             self.num_cached_free_blocks -= 1
 
-    def _chain(self, sequence: Sequence, start: int, end: int) -> Iterator[bytes]:
+    def _chain(self, sequence: SequenceState, start: int, end: int) -> Iterator[bytes]:
         """Hashes of blocks start..end-1: each over the hash before it (at first: the salt's) and the block's token
         ids. The sequence remembers them: one that waits at the head of the queue is asked at every step."""
         known = sequence.block_hashes
         for i in range(start, end):
             if i == len(known):
                 # the salt's own hash: a salt as it is could be made to look like the hash of somebody's prefix
-                before = (
-                    known[-1]
-                    if known
-                    else _digest(sequence.request.request.cache_salt.encode("utf-8", "surrogatepass"))
-                )
+                before = known[-1] if known else _digest(sequence.request.cache_salt.encode("utf-8", "surrogatepass"))
                 tokens = array("I", sequence.token_ids[i * self.block_size : (i + 1) * self.block_size])
                 known.append(_digest(before + tokens.tobytes()))
             yield known[i]

@@ -22,7 +22,7 @@ from briton.local.output import OutputProcessor
 from briton.local.plan import Forward, ScheduledSequence, StepPlan, step_inputs
 from briton.local.sampler import Sampler, StepLogits
 from briton.local.scheduler import Scheduler
-from briton.local.sequence import Request
+from briton.local.sequence import RequestState
 from briton.local.settings import SchedulerPolicy
 from briton.local.verification import Verified, verify
 
@@ -75,12 +75,12 @@ class LocalExecutor:
         self._speculator = None if costs is None or info.lookahead is None else Speculator(info, costs)
         self._sampler = Sampler(info.vocab_size, info.stop_token_ids)
         self._output = OutputProcessor(info.stop_token_ids)
-        self._open: dict[int, Request] = {}  # accepted and not ended, the inbox included
+        self._open: dict[int, RequestState] = {}  # accepted and not ended, the inbox included
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)  # something came into the inbox
         self._news = threading.Condition(self._lock)  # something came into the outbox
-        self._inbox: deque[Request] = deque()
-        self._cancelled: deque[Request] = deque()
+        self._inbox: deque[RequestState] = deque()
+        self._cancelled: deque[RequestState] = deque()
         self._outbox: list[TokenChunk] = []
         self._closing = False
         self._dead: EngineDead | None = None
@@ -102,7 +102,8 @@ class LocalExecutor:
                 "prompt",
                 "context_length_exceeded",
             )
-        accepted = Request.create(request)  # here: a guide that cannot be copied is its caller's error, not the loop's
+        # here: a guide that cannot be copied is its caller's error, not the loop's
+        accepted = RequestState.create(request)
         with self._lock:
             if self._dead or self._closing:
                 raise self._dead or EngineDead("the executor is shut down")
@@ -115,9 +116,9 @@ class LocalExecutor:
     def cancel(self, request_id: int) -> None:
         """See `Executor.cancel`."""
         with self._lock:
-            request = self._open.get(request_id)
-            if request is not None:
-                self._cancelled.append(request)
+            state = self._open.get(request_id)
+            if state is not None:
+                self._cancelled.append(state)
                 self._work.notify()
 
     def await_chunks(self, timeout: float) -> list[TokenChunk]:
@@ -163,7 +164,7 @@ class LocalExecutor:
             error = EngineDead(f"the executor failed: {cause}")
         reason = FinishReason.CANCELLED if error is None else FinishReason.ERROR
         with self._lock:
-            self._outbox += [self._output.ended(request, reason, error) for request in self._open.values()]
+            self._outbox += [self._output.ended(state, reason, error) for state in self._open.values()]
             self._open.clear()
             self._inbox.clear()
             self._dead = error or EngineDead("the executor is shut down")
@@ -182,9 +183,9 @@ class LocalExecutor:
                 self._counters.num_requests += 1
             cancelled = list(self._cancelled)
             self._cancelled.clear()
-        for request in cancelled:
-            if self._is_open(request):
-                self._emit([self._end(request, FinishReason.CANCELLED)])
+        for state in cancelled:
+            if self._is_open(state):
+                self._emit([self._end(state, FinishReason.CANCELLED)])
         return True
 
     def _step(self, forward: Forward) -> None:
@@ -217,9 +218,9 @@ class LocalExecutor:
         row = 0
         due = [entry.samples for entry in plan]  # now: a sequence that a sibling's error ends has no computed tokens
         for entry, samples in zip(plan, due, strict=True):
-            sequence, request = entry.sequence, entry.sequence.request
+            sequence, state = entry.sequence, entry.sequence.request_state
             first_row, row = row, row + (entry.num_rows if samples else 0)
-            if not self._is_open(request):
+            if not self._is_open(state):
                 continue  # a sibling's error has just ended the request
             if not samples:
                 self._scheduler.update(sequence, entry.num_new_tokens)
@@ -229,40 +230,40 @@ class LocalExecutor:
             if self._speculator is not None:
                 self._speculator.update(entry, verified, rows, first_row)
             self._count(entry, verified)
-            if verified.sampled and request.first_token_at is None:
-                request.first_token_at = time.monotonic()
-                self._scheduler.start_siblings(request)
+            if verified.sampled and state.first_token_at is None:
+                state.first_token_at = time.monotonic()
+                self._scheduler.start_siblings(state)
             if sequence.finish_reason is not None:
                 self._scheduler.finish(sequence)
-                if request.is_finished:
-                    del self._open[request.request.request_id]
+                if state.is_finished:
+                    del self._open[state.request.request_id]
             if verified.sampled and (chunk := self._output.chunk(sequence, verified.sampled)) is not None:
                 chunks.append(chunk)
             if verified.error is not None:
-                chunks.append(self._end(request, FinishReason.ERROR, verified.error))
+                chunks.append(self._end(state, FinishReason.ERROR, verified.error))
 
     def _count(self, entry: ScheduledSequence, verified: Verified) -> None:
-        request, counters = entry.sequence.request, self._counters
+        state, counters = entry.sequence.request_state, self._counters
         num_drafted = 0 if entry.draft is None else entry.draft.num_candidates
-        request.num_steps += 1
-        request.num_draft_tokens += num_drafted
-        request.num_accepted_tokens += len(verified.accepted)
+        state.num_steps += 1
+        state.num_draft_tokens += num_drafted
+        state.num_accepted_tokens += len(verified.accepted)
         counters.num_output_tokens += len(verified.sampled)
         counters.num_sequence_steps += 1
         counters.num_draft_tokens += num_drafted
         counters.num_accepted_tokens += len(verified.accepted)
 
-    def _end(self, request: Request, reason: FinishReason, error: Exception | None = None) -> TokenChunk:
+    def _end(self, state: RequestState, reason: FinishReason, error: Exception | None = None) -> TokenChunk:
         """End a whole request before its time."""
         if error is not None and not isinstance(error, BritonError):
-            logger.error("request %d failed", request.request.request_id, exc_info=error)
-        for sequence in request.sequences:
+            logger.error("request %d failed", state.request.request_id, exc_info=error)
+        for sequence in state.sequences:
             self._scheduler.finish(sequence)
-        del self._open[request.request.request_id]
-        return self._output.ended(request, reason, error)
+        del self._open[state.request.request_id]
+        return self._output.ended(state, reason, error)
 
-    def _is_open(self, request: Request) -> bool:
-        return self._open.get(request.request.request_id) is request
+    def _is_open(self, state: RequestState) -> bool:
+        return self._open.get(state.request.request_id) is state
 
     def _emit(self, chunks: list[TokenChunk]) -> None:
         if chunks:

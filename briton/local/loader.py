@@ -113,12 +113,12 @@ def _load(
     directory: Path, manifest: EngineManifest, settings: LocalSettings, communicator: Communicator | None
 ) -> ModelRunner:
     drafts = settings.lookahead is not None
-    runner = ModelRunner(directory, manifest, settings, drafts=drafts, peers=communicator)
+    runner = ModelRunner(directory, manifest, settings, drafts=drafts, collectives=communicator)
     if drafts:
         runner.write_first_blocks()
     if communicator is not None:
-        communicator.account.weights_bytes = runner.weights_bytes
-        communicator.account.kv_cache_bytes = runner.num_blocks * runner.block_bytes
+        communicator.counters.weights_bytes = runner.weights_bytes
+        communicator.counters.kv_cache_bytes = runner.num_blocks * runner.block_bytes
     return runner
 
 

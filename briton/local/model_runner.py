@@ -19,7 +19,7 @@ from briton.local.models.weights import Weights
 from briton.local.padding import MAX_PADDED_SIZE, pad_tokens, padded_size
 from briton.local.plan import Forward, StepInputs
 from briton.local.probe import first_tokens, measure_costs, one_sequence
-from briton.local.ranks.peers import Alone, Peers
+from briton.local.ranks.collectives import Collectives, SingleRank
 from briton.local.settings import BLOCK_SIZE, LocalSettings, Precision
 from briton.local.step_graphs import compile_step_graphs
 from briton.model.engine_dir import EngineManifest, rank_file
@@ -41,39 +41,39 @@ class ModelRunner:
         *,
         drafts: bool = False,
         fixed_sizes: Sequence[int] | None = None,
-        peers: Peers | None = None,
+        collectives: Collectives | None = None,
     ) -> None:
         """Compile and allocate. `drafts`: steps will have drafts. `fixed_sizes` are those of FIXED_SIZES that get a
         graph of their own; None: as many as there is memory for.
 
-        With `peers` this is one rank's part, and all ranks make theirs at the same time: what depends on the machine
-        (element types, sizes) is agreed upon, so that each of them runs the same graphs. `forward` then returns this
-        rank's columns of the logits.
+        With `collectives` this is one rank's part, and all ranks make theirs at the same time: what depends on the
+        machine (element types, sizes) is agreed upon, so that each of them runs the same graphs. `forward` then returns
+        this rank's columns of the logits.
         """
-        core, peers = ov.Core(), peers or Alone()
+        core, collectives = ov.Core(), collectives or SingleRank()
         best = settings.precision or _best_precision(core)
-        self.precision = _PRECISIONS[peers.smallest(_PRECISIONS.index(best))]
+        self.precision = _PRECISIONS[collectives.smallest(_PRECISIONS.index(best))]
         self.kv_cache_dtype = _kv_cache_dtype(settings, manifest, self.precision)
         positions = manifest.local_model.max_position_embeddings
         self.max_seq_len = min(settings.max_seq_len or positions, positions)
-        weights_path = directory / rank_file(peers.rank)
+        weights_path = directory / rank_file(collectives.rank)
         self._max_num_tokens = settings.max_num_tokens
         self._weights = Weights(weights_path)
         self.weights_bytes = weights_path.stat().st_size
         if fixed_sizes is None:
-            num_copies = peers.smallest(num_graph_copies(peers.sum_on_host(self.weights_bytes)))
+            num_copies = collectives.smallest(num_graph_copies(collectives.sum_on_host(self.weights_bytes)))
             fixed_sizes = _affordable_sizes(num_copies, self.weights_bytes, drafts)
         threads = settings.threads or len(os.sched_getaffinity(0))
         properties = {
             "INFERENCE_PRECISION_HINT": self.precision,
             "KV_CACHE_PRECISION": self.kv_cache_dtype,
-            "INFERENCE_NUM_THREADS": max(1, threads // peers.ranks_on_host),
+            "INFERENCE_NUM_THREADS": max(1, threads // collectives.ranks_on_host),
             "PERFORMANCE_HINT": "LATENCY",
             # each process would pin its threads to the first cores
-            **({"ENABLE_CPU_PINNING": False} if peers.ranks_on_host > 1 else {}),
+            **({"ENABLE_CPU_PINNING": False} if collectives.ranks_on_host > 1 else {}),
         }
-        shard = manifest.shards[peers.rank]
-        model = build_decoder(manifest.local_model, self._weights, self.max_seq_len, shard, peers.sum_over_ranks)
+        shard = manifest.shards[collectives.rank]
+        model = build_decoder(manifest.local_model, self._weights, self.max_seq_len, shard, collectives.sum_over_ranks)
         self._dynamic, *fixed = compile_step_graphs(core, model, properties, fixed_sizes)
         self._fixed = dict(zip(fixed_sizes, fixed, strict=True))
         ports = self._dynamic.kv_cache_ports()
@@ -85,8 +85,8 @@ class ModelRunner:
         self.block_bytes = sum(
             int(np.prod(shapes[name])) * port.get_element_type().bitwidth // 8 for name, port in ports.items()
         )
-        block_bytes = peers.sum_on_host(self.block_bytes)
-        self.num_blocks = peers.smallest(num_kv_blocks(settings, self.max_seq_len, block_bytes))
+        block_bytes = collectives.sum_on_host(self.block_bytes)
+        self.num_blocks = collectives.smallest(num_kv_blocks(settings, self.max_seq_len, block_bytes))
         # one block more than anybody knows of, for padding
         self._kv_cache = {
             name: ov.Tensor(port.get_element_type(), [self.num_blocks + 1, *shapes[name]])

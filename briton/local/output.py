@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from briton.engine.types import FinishReason, TokenChunk
 from briton.local.sampler import Sampled
-from briton.local.sequence import Request, Sequence
+from briton.local.sequence import RequestState, SequenceState
 
 
 class OutputProcessor:
@@ -15,7 +15,7 @@ class OutputProcessor:
     def __init__(self, stop_token_ids: Iterable[int]) -> None:
         self._stop_token_ids = frozenset(stop_token_ids)
 
-    def append(self, sequence: Sequence, sampled: Sampled) -> None:
+    def append(self, sequence: SequenceState, sampled: Sampled) -> None:
         """Add a token to its sequence, and set `finish_reason` if it was the last."""
         sequence.token_ids.append(sampled.token_id)
         if sampled.ends_guide or self._is_stop(sequence, sampled.token_id):
@@ -23,53 +23,53 @@ class OutputProcessor:
         elif sequence.num_output_tokens >= sequence.sampling.max_tokens:
             sequence.finish_reason = FinishReason.LENGTH
 
-    def chunk(self, sequence: Sequence, sampled: list[Sampled]) -> TokenChunk | None:
+    def chunk(self, sequence: SequenceState, sampled: list[Sampled]) -> TokenChunk | None:
         """What to send of the tokens that a step appended; None when they are held back."""
-        request = sequence.request
+        state = sequence.request_state
         token_ids = tuple(token.token_id for token in sampled)
         logprobs = tuple(token.logprob for token in sampled if token.logprob is not None)
-        if not request.request.stream:
+        if not state.request.stream:
             sequence.held_token_ids += token_ids
             sequence.held_logprobs += logprobs
             if sequence.finish_reason is None:
                 return None
             token_ids, logprobs = tuple(sequence.held_token_ids), tuple(sequence.held_logprobs)
         if sequence.finish_reason is None:
-            return TokenChunk(request.request.request_id, sequence.index, token_ids, logprobs)
-        is_final = request.is_finished
+            return TokenChunk(state.request.request_id, sequence.index, token_ids, logprobs)
+        is_final = state.is_finished
         return TokenChunk(
-            request.request.request_id,
+            state.request.request_id,
             sequence.index,
             token_ids,
             logprobs,
             sequence.finish_reason,
             stop_token_id=token_ids[-1] if self._is_stop(sequence, token_ids[-1]) else None,
             is_final=is_final,
-            cached_tokens=request.cached_tokens if is_final else 0,
-            timings=request.timings() if is_final else None,
-            speculation=request.speculation() if is_final else None,
+            cached_tokens=state.cached_tokens if is_final else 0,
+            timings=state.timings() if is_final else None,
+            speculation=state.speculation() if is_final else None,
         )
 
-    def ended(self, request: Request, reason: FinishReason, error: Exception | None = None) -> TokenChunk:
+    def ended(self, state: RequestState, reason: FinishReason, error: Exception | None = None) -> TokenChunk:
         """The final chunk of a request that ends before its time. Tokens held back are given with it where there is
         but one sequence."""
-        last = next((s for s in request.sequences if s.finish_reason is None), request.sequences[0])
-        for sequence in request.sequences:
+        last = next((s for s in state.sequences if s.finish_reason is None), state.sequences[0])
+        for sequence in state.sequences:
             sequence.finish_reason = sequence.finish_reason or reason
         return TokenChunk(
-            request.request.request_id,
+            state.request.request_id,
             last.index,
             tuple(last.held_token_ids),
             tuple(last.held_logprobs),
             reason,
             error=error,
             is_final=True,
-            cached_tokens=request.cached_tokens,
-            timings=request.timings(),
-            speculation=request.speculation(),
+            cached_tokens=state.cached_tokens,
+            timings=state.timings(),
+            speculation=state.speculation(),
         )
 
-    def _is_stop(self, sequence: Sequence, token_id: int) -> bool:
+    def _is_stop(self, sequence: SequenceState, token_id: int) -> bool:
         sampling = sequence.sampling
         if token_id in sampling.stop_token_ids:
             return True

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from briton.local.lookahead.draft import Draft
-from briton.local.sequence import Sequence
+from briton.local.sequence import SequenceState
 
 
 class ScheduledSequence(NamedTuple):
     """One sequence's share of a step: its next `num_new_tokens` uncomputed tokens, and a draft of what may follow."""
 
-    sequence: Sequence
+    sequence: SequenceState
     num_new_tokens: int
     draft: Draft | None = None  # only where this samples
 

@@ -8,7 +8,7 @@ A row's result depends on nothing but the row and its sequence, so that a seed r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from briton.engine.types import SamplingParams, TokenLogprob
 from briton.errors import BritonError
 from briton.local.penalties import PenaltyState
-from briton.local.sequence import Sequence
+from briton.local.sequence import SequenceState
 
 Row = NDArray[np.float32]  # [vocab]
 
@@ -55,12 +55,12 @@ class Sampler:
     """Chooses tokens, and moves guides on with them. Holds the model's constants only; what a sequence needs over
     time lives in the sequence."""
 
-    def __init__(self, vocab_size: int, stop_token_ids: Seq[int]) -> None:
+    def __init__(self, vocab_size: int, stop_token_ids: Sequence[int]) -> None:
         self._vocab_size = vocab_size
         self._stop_token_ids = list(stop_token_ids)
         self._mask_row = np.empty((vocab_size + 31) // 32, np.int32)
 
-    def sample(self, logits: StepLogits, row: int, sequence: Sequence) -> Sampled:
+    def sample(self, logits: StepLogits, row: int, sequence: SequenceState) -> Sampled:
         """The next token of a sequence whose last token's logits are `row`. Raises what ends the sequence's request
         alone."""
         if _is_plain(sequence):
@@ -70,7 +70,7 @@ class Sampler:
             return Sampled(token_id)
         return self._sample_row(logits[row], sequence)
 
-    def _sample_row(self, row: Row, sequence: Sequence) -> Sampled:
+    def _sample_row(self, row: Row, sequence: SequenceState) -> Sampled:
         sampling = sequence.sampling
         raw = row.copy() if sampling.logprobs is not None else None
         self._edit(row, sequence)
@@ -86,7 +86,7 @@ class Sampler:
         logprob = None if raw is None else token_logprob(raw, token_id, sampling.logprobs or 0)
         return Sampled(token_id, logprob, sequence.guide is not None and sequence.guide.is_terminated())
 
-    def _edit(self, row: Row, sequence: Sequence) -> None:
+    def _edit(self, row: Row, sequence: SequenceState) -> None:
         sampling = sequence.sampling
         if PenaltyState.wanted(sampling):
             if sequence.penalties is None:
@@ -101,7 +101,7 @@ class Sampler:
             row[self._stop_token_ids] = -np.inf
             row[list(sampling.stop_token_ids)] = -np.inf
 
-    def _masked(self, row: Row, sequence: Sequence) -> Row:
+    def _masked(self, row: Row, sequence: SequenceState) -> Row:
         """The row with what the guide forbids at -inf. The guide outranks min_tokens and bad words."""
         assert sequence.guide is not None
         sequence.guide.fill_bitmask(self._mask_row)
@@ -177,7 +177,7 @@ def _no_logit_is_finite() -> RuntimeError:
     return RuntimeError("no logit is finite: the model's output is damaged, or every token is forbidden")
 
 
-def _is_plain(sequence: Sequence) -> bool:
+def _is_plain(sequence: SequenceState) -> bool:
     """Greedy, and nothing touches the logits."""
     s = sequence.sampling
     return (

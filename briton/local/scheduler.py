@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 
 from briton.local.block_manager import BlockManager
 from briton.local.lookahead.draft import Draft
 from briton.local.plan import ScheduledSequence, StepPlan
-from briton.local.sequence import Request, Sequence
+from briton.local.sequence import RequestState, SequenceState
 from briton.local.settings import SchedulerPolicy
 
 
@@ -38,11 +38,11 @@ class Scheduler:
         enable_chunked_context: bool = True,
     ) -> None:
         self.blocks = blocks
-        self.running: list[Sequence] = []  # in admission order
+        self.running: list[SequenceState] = []  # in admission order
         self.num_preemptions = 0
         self.num_cached_tokens = 0  # prompt tokens found in the cache, since start
         self.num_waiting_requests = 0  # none of whose sequences was ever started
-        self._waiting: list[tuple[tuple[int, int, int], Sequence]] = []  # a heap
+        self._waiting: list[tuple[tuple[int, int, int], SequenceState]] = []  # a heap
         self._max_batch_size = max_batch_size
         self._max_num_tokens = max_num_tokens
         self._policy = policy
@@ -54,15 +54,15 @@ class Scheduler:
         return bool(self.running or self._waiting)
 
     @property
-    def waiting(self) -> list[Sequence]:
+    def waiting(self) -> list[SequenceState]:
         """Waiting sequences, in no particular order."""
         return [sequence for _, sequence in self._waiting]
 
-    def add(self, request: Request) -> None:
+    def add(self, state: RequestState) -> None:
         """Queue a request's first sequence; the others follow when it has computed the prompt, and find it in the
         cache."""
         self.num_waiting_requests += 1
-        self._push(request.sequences[0])
+        self._push(state.sequences[0])
 
     def schedule(self) -> StepPlan:
         """The next step, oldest sequence first. Empty only when nothing runs or waits."""
@@ -89,7 +89,7 @@ class Scheduler:
             self._admit(plan, budget)
         return plan
 
-    def attach_drafts(self, plan: StepPlan, drafts: Seq[Draft | None]) -> StepPlan:
+    def attach_drafts(self, plan: StepPlan, drafts: Sequence[Draft | None]) -> StepPlan:
         """The plan with its sequences' drafts, as far as there are blocks that were promised to nobody. What does not
         fit is cut: a draft stops no sequence."""
         unpromised = self.blocks.num_free_blocks - self._reserved()
@@ -107,19 +107,19 @@ class Scheduler:
             result.append(entry._replace(draft=draft or None))
         return result
 
-    def update(self, sequence: Sequence, num_new_tokens: int) -> None:
+    def update(self, sequence: SequenceState, num_new_tokens: int) -> None:
         """Book computed tokens of one scheduled sequence; blocks that only a draft needed go back."""
         sequence.num_computed_tokens += num_new_tokens
         self.blocks.commit(sequence)
         self.blocks.trim(sequence)
 
-    def start_siblings(self, request: Request) -> None:
+    def start_siblings(self, state: RequestState) -> None:
         """Queue the other n - 1 sequences, now that the prompt's blocks can be shared."""
-        for sequence in request.sequences[1:]:
-            sequence.token_ids.extend(request.request.prompt_token_ids)
+        for sequence in state.sequences[1:]:
+            sequence.token_ids.extend(state.request.prompt_token_ids)
             self._push(sequence)
 
-    def finish(self, sequence: Sequence) -> None:
+    def finish(self, sequence: SequenceState) -> None:
         """Free a sequence that has ended, wherever it is."""
         if sequence in self.running:
             self.running.remove(sequence)
@@ -129,7 +129,7 @@ class Scheduler:
         if len(kept) < len(self._waiting):
             heapq.heapify(kept)
             self._waiting = kept
-            if sequence.request.scheduled_at is None:
+            if sequence.request_state.scheduled_at is None:
                 self.num_waiting_requests -= 1
 
     def check_invariants(self) -> None:
@@ -165,11 +165,11 @@ class Scheduler:
             budget -= count
             unpromised -= needed
 
-    def _note_start(self, sequence: Sequence, num_cached: int) -> None:
-        request = sequence.request
-        if request.scheduled_at is None:
-            request.scheduled_at = time.monotonic()
-            request.cached_tokens = num_cached
+    def _note_start(self, sequence: SequenceState, num_cached: int) -> None:
+        state = sequence.request_state
+        if state.scheduled_at is None:
+            state.scheduled_at = time.monotonic()
+            state.cached_tokens = num_cached
             self.num_cached_tokens += num_cached
             self.num_waiting_requests -= 1
 
@@ -179,20 +179,20 @@ class Scheduler:
             return 0
         return sum(self.blocks.blocks_missing(s, s.max_num_tokens) for s in self.running)
 
-    def _take(self, sequence: Sequence, budget: int) -> int:
+    def _take(self, sequence: SequenceState, budget: int) -> int:
         missing = sequence.num_tokens - sequence.num_computed_tokens
         return min(missing, budget) if missing <= budget or self._may_chunk(sequence) else 0
 
-    def _may_chunk(self, sequence: Sequence) -> bool:
+    def _may_chunk(self, sequence: SequenceState) -> bool:
         """Prompts are computed whole when chunked context is off; a preempted sequence may have outgrown a step, and
         is chunked all the same."""
         return self._chunked or sequence.num_output_tokens > 0
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: SequenceState) -> None:
         self.running.remove(sequence)
         self.blocks.free(sequence)
         self._push(sequence)
         self.num_preemptions += 1
 
-    def _push(self, sequence: Sequence) -> None:
+    def _push(self, sequence: SequenceState) -> None:
         heapq.heappush(self._waiting, (sequence.order, sequence))

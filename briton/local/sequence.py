@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False, slots=True)
-class Sequence:
+class SequenceState:
     """Invariant: num_computed_tokens <= num_tokens, and the block table covers every computed token."""
 
-    request: Request
+    request_state: RequestState
     index: int  # which of the request's n
     token_ids: list[int]  # prompt and output; empty until the sequence may start
     rng: np.random.Generator
@@ -44,9 +44,14 @@ class Sequence:
     held_logprobs: list[TokenLogprob] = field(default_factory=list)
 
     @property
+    def request(self) -> GenerationRequest:
+        """What was asked for."""
+        return self.request_state.request
+
+    @property
     def sampling(self) -> SamplingParams:
         """The request's sampling parameters."""
-        return self.request.request.sampling
+        return self.request.sampling
 
     @property
     def num_tokens(self) -> int:
@@ -56,7 +61,7 @@ class Sequence:
     @property
     def num_prompt_tokens(self) -> int:
         """Prompt alone."""
-        return len(self.request.request.prompt_token_ids)
+        return len(self.request.prompt_token_ids)
 
     @property
     def num_output_tokens(self) -> int:
@@ -71,16 +76,16 @@ class Sequence:
     @property
     def order(self) -> tuple[int, int, int]:
         """Admission order: priority, then arrival, then index. Smaller goes first."""
-        return (-self.request.request.priority, self.request.request.request_id, self.index)
+        return (-self.request.priority, self.request.request_id, self.index)
 
 
 @dataclass(eq=False, slots=True)
-class Request:
+class RequestState:
     """An accepted request and its sequences. The first sequence computes the prompt; the others start when it has,
     and share its blocks."""
 
     request: GenerationRequest
-    sequences: list[Sequence] = field(default_factory=list)
+    sequences: list[SequenceState] = field(default_factory=list)
     cached_tokens: int = 0
     num_steps: int = 0  # of all sequences, those in which they were sampled
     num_draft_tokens: int = 0
@@ -90,7 +95,7 @@ class Request:
     first_token_at: float | None = None
 
     @classmethod
-    def create(cls, request: GenerationRequest) -> Request:
+    def create(cls, request: GenerationRequest) -> RequestState:
         """Make the n sequences. Each has a random stream of its own, from (seed, index): what else is in a batch
         cannot matter."""
         self = cls(request)
@@ -99,7 +104,7 @@ class Request:
         for index in range(request.sampling.n):
             stream = np.random.SeedSequence(entropy, spawn_key=(index,))
             self.sequences.append(
-                Sequence(
+                SequenceState(
                     self,
                     index,
                     list(request.prompt_token_ids) if index == 0 else [],  # n copies while it waits would be many

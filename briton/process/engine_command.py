@@ -34,9 +34,9 @@ def as_member(environment: Environment) -> Iterator[Member | None]:
     if environment.mpi_rank is None:
         yield None
         return
-    from briton.ranks.shelter import enter_shelter
+    from briton.ranks.rank_wrapper import fork_rank
 
-    enter_shelter()
+    fork_rank()
     if environment.job is None:
         yield None
         return

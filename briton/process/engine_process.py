@@ -30,7 +30,7 @@ from briton.rpc.server import EngineServer
 from briton.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from briton.ranks.seat import Seat
+    from briton.ranks.rank_context import RankContext
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -39,24 +39,26 @@ LAST_RESPONSES_S = 2.0  # what open calls get to send what they have, when the e
 AT_ONCE_S = 0.5  # what anything gets after a second signal
 
 
-def run_engine(config: Config, engine_dir: Path, *, host: str, port: int, seat: Seat | None = None) -> int:
+def run_engine(
+    config: Config, engine_dir: Path, *, host: str, port: int, rank_context: RankContext | None = None
+) -> int:
     """Serve an engine directory until SIGTERM or SIGINT: 0 after a drain, 1 when the executor has died.
 
-    The port answers at once, NOT_SERVING until the model is loaded. A second signal cuts the drain short. With a `seat`
-    this is rank 0 of several, and dies with any of them. Raises BritonError when the port cannot be had or the engine
-    cannot be loaded.
+    The port answers at once, NOT_SERVING until the model is loaded. A second signal cuts the drain short. With a
+    `rank_context` this is rank 0 of several, and dies with any of them. Raises BritonError when the port cannot be had
+    or the engine cannot be loaded.
     """
     uvloop = importlib.util.find_spec("uvloop") is not None
-    run = functools.partial(_run, config, engine_dir, host, port, seat)
+    run = functools.partial(_run, config, engine_dir, host, port, rank_context)
     return anyio.run(run, backend_options={"use_uvloop": uvloop})
 
 
-async def _run(config: Config, engine_dir: Path, host: str, port: int, seat: Seat | None) -> int:
+async def _run(config: Config, engine_dir: Path, host: str, port: int, rank_context: RankContext | None) -> int:
     signals = _Signals()
     server = EngineServer(host, port)
     await server.start()
-    job = _Job(seat)
-    loading = asyncio.ensure_future(job.before_abort(asyncio.to_thread(_load, config, engine_dir, seat)))
+    job = _Job(rank_context)
+    loading = asyncio.ensure_future(job.before_abort(asyncio.to_thread(_load, config, engine_dir, rank_context)))
     try:
         if not await signals.before(loading):
             await server.stop(0)
@@ -121,10 +123,12 @@ async def _drain(engine: Engine, server: EngineServer, signals: _Signals, timeou
         logger.info("drained")
 
 
-def _load(config: Config, engine_dir: Path, seat: Seat | None) -> tuple[Executor, Tokenizer, GuideCompiler | None]:
+def _load(
+    config: Config, engine_dir: Path, rank_context: RankContext | None
+) -> tuple[Executor, Tokenizer, GuideCompiler | None]:
     """Everything that takes long. Raises BritonError."""
     tokenizer = Tokenizer.load(engine_dir)
-    executor = create_executor(config, engine_dir, seat)
+    executor = create_executor(config, engine_dir, rank_context)
     gc.collect()
     gc.freeze()  # what was loaded stays: no later collection walks through it
     return executor, tokenizer, _compiler(config, executor, tokenizer)
@@ -150,8 +154,8 @@ def _compiler(config: Config, executor: Executor, tokenizer: Tokenizer) -> Guide
 class _Job:
     """The other ranks of this engine, where there are any, seen from rank 0's loop."""
 
-    def __init__(self, seat: Seat | None) -> None:
-        self._member = None if seat is None else seat.member
+    def __init__(self, rank_context: RankContext | None) -> None:
+        self._member = None if rank_context is None else rank_context.member
         self._aborted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         if self._member is not None:
             loop = asyncio.get_running_loop()

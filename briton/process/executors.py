@@ -12,17 +12,19 @@ from briton.process.executor_choice import check_servable, choose_executor
 
 if TYPE_CHECKING:
     from briton.local.settings import LocalSettings
-    from briton.ranks.seat import Seat
+    from briton.ranks.rank_context import RankContext
 
 
-def create_executor(config: Config, engine_dir: Path, seat: Seat | None = None) -> Executor:
+def create_executor(config: Config, engine_dir: Path, rank_context: RankContext | None = None) -> Executor:
     """Load an engine directory into the executor that the config asks for, and start it.
 
-    With a `seat` this is rank 0 of several, and the others call `follow_executor` at the same time. Raises Unsupported
-    where this version cannot serve the config, BuildError or ConfigError where it cannot run here.
+    With a `rank_context` this is rank 0 of several, and the others call `follow_executor` at the same time. Raises
+    Unsupported where this version cannot serve the config, BuildError or ConfigError where it cannot run here.
     """
     check_servable(config)
-    communicator, rank_stats = (None, tuple) if seat is None else (seat.communicator, seat.member.all_stats)
+    communicator, rank_stats = (
+        (None, tuple) if rank_context is None else (rank_context.communicator, rank_context.member.all_stats)
+    )
     if choose_executor(config).name == "trtllm":
         from briton.trtllm.loader import create_trtllm_executor
 
@@ -32,18 +34,18 @@ def create_executor(config: Config, engine_dir: Path, seat: Seat | None = None) 
     return load_local_executor(engine_dir, local_settings(config), config.served_model_name, communicator, rank_stats)
 
 
-def follow_executor(config: Config, engine_dir: Path, seat: Seat) -> None:
+def follow_executor(config: Config, engine_dir: Path, rank_context: RankContext) -> None:
     """On ranks other than 0: do rank 0's executor's bidding until it shuts down. Raises as `create_executor` does, and
     what breaks in a step."""
     check_servable(config)
-    if seat.communicator is None:
+    if rank_context.communicator is None:
         from briton.trtllm.loader import follow_trtllm_executor
 
-        follow_trtllm_executor(config, engine_dir, seat.member.serve)
+        follow_trtllm_executor(config, engine_dir, rank_context.member.serve)
         return
     from briton.local.loader import follow_local_executor  # imports openvino
 
-    follow_local_executor(engine_dir, local_settings(config), seat.communicator, seat.member.serve)
+    follow_local_executor(engine_dir, local_settings(config), rank_context.communicator, rank_context.member.serve)
 
 
 def local_settings(config: Config) -> LocalSettings:

@@ -22,7 +22,7 @@ _FIRST_NAP_S, _LONGEST_NAP_S = 50e-6, 2e-3
 
 
 @dataclass(slots=True)
-class Account:
+class RankCounters:
     """What this rank holds and where its time went: the fields of `RankStats` that are known here."""
 
     weights_bytes: int = 0
@@ -44,7 +44,7 @@ class Communicator:
         self._mpi = MPI
         self._comm = comm
         self.progress = progress
-        self.account = Account()
+        self.counters = RankCounters()
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
         host = comm.Split_type(MPI.COMM_TYPE_SHARED)
@@ -57,7 +57,7 @@ class Communicator:
         self.progress.enter(Phase.WAITING)
         self._wait(self._comm.Iallreduce(part, total))
         self.progress.enter(Phase.COMPUTING)
-        self.account.all_reduce_s += time.perf_counter() - started
+        self.counters.all_reduce_s += time.perf_counter() - started
 
     def broadcast(self, buffer: NDArray[np.int32]) -> None:
         """Rank 0's buffer to all ranks, in place."""
@@ -79,7 +79,7 @@ class Communicator:
         """This rank's columns of a step's logits [rows, its vocab], to rank 0."""
         started = time.perf_counter()
         self._wait(self._comm.Isend(logits, dest=0, tag=_LOGITS_TAG))
-        self.account.gather_s += time.perf_counter() - started
+        self.counters.gather_s += time.perf_counter() - started
 
     def receive_logits(self, buffers: list[NDArray[np.float32]]) -> None:
         """On rank 0: what the other ranks send, one buffer [rows, that rank's vocab] for each in order."""
@@ -89,7 +89,7 @@ class Communicator:
         ]
         for request in requests:
             self._wait(request)
-        self.account.gather_s += time.perf_counter() - started
+        self.counters.gather_s += time.perf_counter() - started
 
     def smallest(self, value: int) -> int:
         """The smallest of all ranks' values."""

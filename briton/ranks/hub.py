@@ -1,7 +1,7 @@
 """The hub of a job: every rank's member tells it twice a second and more that it lives, and where it is.
 
 It decides alone when a job has failed, and then says so to every member; what follows is the business of whoever
-started it. A rank whose connection ends without a farewell is dead; the rest is `verdict.judge`.
+started it. A rank whose connection ends without a farewell is dead; the rest is `failure_rules.find_failure`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 
 import psutil
 
+from briton.ranks.failure_rules import LOADING_SILENCE_S, RankState, find_failure, name
 from briton.ranks.messages import BEAT_S, HubAddress, Lines, encode
 from briton.ranks.progress import Phase, Progress, Snapshot
-from briton.ranks.verdict import LOADING_SILENCE_S, RankState, judge, name
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _MAX_LAG_S = 1.0  # a hub that was itself stopped for so long starts its clocks 
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class JobFailure:
     """Why a job has failed: one sentence, and the exit code of the command."""
 
     message: str
@@ -40,7 +40,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Departure:
+class LeaderExit:
     """Rank 0 has left, as it should or after a failure: nothing is left to wait for."""
 
 
@@ -66,7 +66,7 @@ class Hub:
     def __init__(
         self,
         size: int,
-        on_event: Callable[[Failure | Departure], None],
+        on_event: Callable[[JobFailure | LeaderExit], None],
         *,
         is_local: bool = False,
         meeting_s: float = MEETING_S,
@@ -84,7 +84,7 @@ class Hub:
         self._gone: set[int] = set()  # ranks that have said farewell
         self._outbox: list[bytes] = []  # for all members
         self._lock = threading.Lock()
-        self._failure: Failure | None = None
+        self._failure: JobFailure | None = None
         self._closing = False
         self._deadline = time.monotonic() + meeting_s
         self._selector = selectors.DefaultSelector()
@@ -130,7 +130,7 @@ class Hub:
                 next_beat = now + BEAT_S
                 messages.append(self._beat())
             self._send(b"".join(messages))
-            self._judge(now)
+            self._check_ranks(now)
         for connection in self._connections:
             connection.socket.close()
         self._listener.close()
@@ -161,12 +161,12 @@ class Hub:
         except (OSError, KeyError, TypeError, ValueError) as error:
             self._drop(connection)
             if connection.rank == 0 and self._failure is not None:
-                self._on_event(Departure())
+                self._on_event(LeaderExit())
             if connection.rank is not None and connection.rank not in self._gone:
                 gone = f"{name(connection.rank, connection.host)} is gone"
                 missing = self._missing() - {connection.rank}  # mpiexec, when it cannot start one, ends the others
                 told = f", and rank {_listed(missing)} of {self._size} had not started" if missing else ""
-                self._fail(Failure(gone + told, rank=connection.rank))
+                self._fail(JobFailure(gone + told, rank=connection.rank))
             elif connection.rank is None:
                 logger.debug("a connection that was no rank's: %s", error)
 
@@ -189,32 +189,32 @@ class Hub:
             connection.loading_silence_s = float(message["silence_s"])
         elif kind == "failed":
             failed = name(connection.rank, connection.host)
-            self._fail(Failure(f"{failed}: {message['message']}", int(message["exit_code"]), connection.rank))
+            self._fail(JobFailure(f"{failed}: {message['message']}", int(message["exit_code"]), connection.rank))
         elif kind == "farewell":
             self._gone.add(connection.rank)
             if connection.rank == 0:
-                self._on_event(Departure())
+                self._on_event(LeaderExit())
 
-    def _judge(self, now: float) -> None:
+    def _check_ranks(self, now: float) -> None:
         if 0 in self._gone:
             return  # the job is ending: everybody leaves when it is done
         members = {c.rank: c for c in self._connections if c.rank is not None and c.rank not in self._gone}
         if missing := self._missing():
             if now > self._deadline:
-                self._fail(Failure(f"rank {_listed(missing)} of {self._size} did not start in time"))
+                self._fail(JobFailure(f"rank {_listed(missing)} of {self._size} did not start in time"))
             return
         states = {
             rank: RankState(c.host, now - c.heard_at, c.is_serving, c.progress, c.loading_silence_s)
             for rank, c in sorted(members.items())
         }
-        if verdict := judge(states):
-            self._fail(Failure(verdict.message, rank=verdict.rank))
+        if failure := find_failure(states):
+            self._fail(JobFailure(failure.message, rank=failure.rank))
 
     def _missing(self) -> set[int]:
         """Ranks that have not come yet."""
         return set(range(self._size)) - {connection.rank for connection in self._connections} - self._gone
 
-    def _fail(self, failure: Failure) -> None:
+    def _fail(self, failure: JobFailure) -> None:
         if self._failure is not None or 0 in self._gone:
             return
         self._failure = failure

@@ -16,7 +16,7 @@ from types import FrameType
 import psutil
 
 from briton.errors import EXIT_CONFIG_ERROR, BritonError, ConfigError
-from briton.ranks.hub import Departure, Failure, Hub
+from briton.ranks.hub import Hub, JobFailure, LeaderExit
 from briton.ranks.pid_space import pid_space
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Launcher:
         them on this host."""
         self._command = list(command)
         self._environ = environ
-        self._events: queue.SimpleQueue[_Exit | Failure | Departure | int] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Exit | JobFailure | LeaderExit | int] = queue.SimpleQueue()
         self._hub = Hub(size, self._events.put, is_local=is_local)
 
     def run(self) -> int:
@@ -70,7 +70,7 @@ class Launcher:
         self._events.put(signum)
 
     def _await_end(self, pid: int) -> int:
-        failure: Failure | None = None
+        failure: JobFailure | None = None
         is_leaving = False  # rank 0 has left, or was told to before it came
         deadline: float | None = None
         while True:
@@ -84,26 +84,28 @@ class Launcher:
                 if is_leaving:
                     return 0
                 if failure is None:
-                    failure = self._late_failure() or Failure(f"mpiexec (pid {pid}) ended with exit code {event.code}")
+                    failure = self._late_failure() or JobFailure(
+                        f"mpiexec (pid {pid}) ended with exit code {event.code}"
+                    )
                 raise _error(failure)
-            if isinstance(event, Failure):
+            if isinstance(event, JobFailure):
                 failure = failure or event
                 logger.error("the job has failed: %s", failure.message)
                 is_mute = failure.rank == 0  # it tells nobody anything
                 deadline = deadline or time.monotonic() + (0.0 if is_mute else _FAREWELL_S)
-            elif isinstance(event, Departure):
+            elif isinstance(event, LeaderExit):
                 is_leaving = failure is None
                 deadline = time.monotonic() + (_FAREWELL_S if is_leaving else _LAST_S)
             elif not self._hub.drain():
                 is_leaving, deadline = True, time.monotonic()
 
-    def _late_failure(self) -> Failure | None:
+    def _late_failure(self) -> JobFailure | None:
         """What the hub says of an end that mpiexec noticed first."""
         deadline = time.monotonic() + 1.0
         while (left := deadline - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
                 event = self._events.get(timeout=left)
-                if isinstance(event, Failure):
+                if isinstance(event, JobFailure):
                     return event
         return None
 
@@ -119,5 +121,5 @@ class Launcher:
         self._hub.close()
 
 
-def _error(failure: Failure) -> BritonError:
+def _error(failure: JobFailure) -> BritonError:
     return ConfigError(failure.message) if failure.exit_code == EXIT_CONFIG_ERROR else BritonError(failure.message)

@@ -20,11 +20,11 @@ from typing import Any
 
 from briton.engine.types import RankStats
 from briton.errors import BritonError
+from briton.ranks.failure_rules import LOADING_SILENCE_S, SILENCE_S
 from briton.ranks.memory import proportional_set_size
 from briton.ranks.messages import BEAT_S, HubAddress, Lines, encode
 from briton.ranks.pid_space import pid_space
 from briton.ranks.progress import Progress
-from briton.ranks.verdict import LOADING_SILENCE_S, SILENCE_S
 
 logger = logging.getLogger(__name__)
 

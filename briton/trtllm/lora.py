@@ -92,7 +92,7 @@ def lora_adapters(config: Config) -> tuple[LoraAdapter, ...]:
         if not name.strip("."):
             raise ConfigError(f"lora_adapters has {name!r}, which is no file name", _FIELD)
     return tuple(
-        LoraAdapter(name, number, repository.source.value, repository.public_repo, repository.revision)
+        LoraAdapter(name, number, repository.source.value, repository.repo, repository.revision)
         for number, (name, repository) in enumerate(adapters.items(), start=1)
     )
 

@@ -209,7 +209,12 @@ def test_identical_is_that_all_answers_are_and_that_drafts_were_accepted(
     executor = FakeExecutor(SPECULATING_INFO, script=script, tokens_per_step=tokens_per_step)
     engine = SimpleNamespace(asker=modules.answers.Asker(executor, {}), costs=None)
     limits: list[Any] = []
-    monkeypatch.setattr(bench, "start_engine", lambda mode, asked, guides: limits.append(asked) or engine)
+
+    def start_engine(mode: str, asked: Any, guides: object) -> SimpleNamespace:
+        limits.append(asked)
+        return engine
+
+    monkeypatch.setattr(bench, "start_engine", start_engine)
     prompts = {kind: _prompts(modules, 3, max_tokens=40) for kind in KINDS}
     assert bench.check_identity(bench.Limits(threads=1), {}, prompts, True) is identical
     assert (limits[0].precision, limits[0].quantization) == ("f32", "no_quant")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from briton.config.object_url import parse_object_url
+from briton.config.public_url import public_url
 from briton.errors import Unsupported
 from briton.process.executor_choice import check_servable
 
@@ -119,8 +120,34 @@ def test_urls(load_changed: LoadChanged) -> None:
     url = "https://host:8443/a/llama.tar.gz?X-Amz-Signature=hush"
     config = load_changed({REPOSITORY: {"source": "REMOTE_URL", "repo": url}})
     assert str(config.checkpoint) == "REMOTE_URL https://host:8443/a/llama.tar.gz"
-    assert config.checkpoint.repo == url
+    assert config.checkpoint.repo == "https://host:8443/a/llama.tar.gz"
+    assert config.checkpoint.secret_url.get_secret_value() == url
+    assert "hush" not in repr(config) + config.checkpoint.model_dump_json()
     assert config.served_model_name == "llama"
+
+
+def test_a_query_may_name_the_file(load_changed: LoadChanged) -> None:
+    first, second = (
+        load_changed({REPOSITORY: {"source": "REMOTE_URL", "repo": f"https://host/download?id={number}"}}).checkpoint
+        for number in (1, 2)
+    )
+    assert first.repo == second.repo == "https://host/download"
+    assert first != second
+    assert first.key != second.key
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://me:pw@host:1/a@b/c?sig=x#y", "https://host:1/a@b/c"),
+        ("https://host?x", "https://host"),
+        ("s3://bucket/path#x", "s3://bucket/path"),
+        ("acme/model-7b", "acme/model-7b"),
+        ("what?", "what?"),
+    ],
+)
+def test_what_of_a_url_is_shown(url: str, shown: str) -> None:
+    assert public_url(url) == shown
 
 
 @pytest.mark.parametrize(

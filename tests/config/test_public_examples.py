@@ -9,6 +9,7 @@ import pytest
 from briton.config.config import Config
 from briton.config.loader import load_config
 from briton.config.lookahead import LookaheadConfig
+from briton.config.runtime import TrussTRTLLMRuntimeConfiguration
 from briton.errors import Unsupported
 from briton.process.config_report import report
 from briton.process.executor_choice import check_servable
@@ -52,6 +53,7 @@ def test_encoder_has_no_kv_cache() -> None:
     config = example("BEI-baai-bge-reranker-v2-m3-multilingual")
     assert not config.trt_llm.build.plugin_configuration.paged_kv_cache
     assert not config.trt_llm.build.plugin_configuration.use_paged_context_fmha
+    assert isinstance(config.trt_llm.runtime, TrussTRTLLMRuntimeConfiguration)
     assert config.trt_llm.runtime.webserver_default_route == "/rerank"
 
 

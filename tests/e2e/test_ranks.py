@@ -30,7 +30,9 @@ pytestmark = pytest.mark.slow
 FAULTS = Path(__file__).parent / "rank_faults"
 NUM_REQUESTS = 3
 DETECTION_S = 3.0
-ENDLESS_S = 6.0  # how long a rank may compute by itself follows the longest that one ever took (`verdict.PATIENCE`)
+ENDLESS_S = (
+    6.0  # how long a rank may compute by itself follows the longest that one ever took (`failure_rules.PATIENCE`)
+)
 KV_TOKENS = 32_768
 KV_BYTES_A_TOKEN = 2 * 4 * 64 * 4 * 2  # layers, key/value heads, head size, bytes; keys and values
 

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
@@ -52,7 +52,7 @@ class Bucket(ABC):
         return [begin for key, begin in self.reads if key.endswith(f"/{name}")]
 
     @abstractmethod
-    def running(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def running(self, monkeypatch: pytest.MonkeyPatch) -> AbstractContextManager[None]:
         """Serve it to whoever has the environment that this sets."""
 
     def cut(self, key: str, body: bytes) -> int | None:
@@ -76,6 +76,12 @@ class S3Bucket(Bucket):
     """moto has the bucket; the proxy before it breaks connections and refuses."""
 
     source, scheme = "S3", "s3"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._uploaded: dict[str, bytes] = {}
+        self._moto = ""
+        self._client: Any = None
 
     @contextmanager
     def running(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -131,12 +137,6 @@ class S3Bucket(Bucket):
             if self._uploaded.get(key) != data:
                 self._client.put_object(Bucket=BUCKET, Key=key, Body=data, ChecksumAlgorithm="CRC64NVME")
                 self._uploaded[key] = data
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._uploaded: dict[str, bytes] = {}
-        self._moto = ""
-        self._client: Any = None
 
     def _send(
         self, method: str, path: str, headers: dict[str, str], data: bytes | None = None
@@ -238,8 +238,10 @@ class AzureBucket(Bucket):
             return self._error(404, "ContainerNotFound")
         if query.get("comp") == "list":
             blobs = "".join(self._blob(key) for key in self._children(query.get("prefix", "")))
-            body = f'<?xml version="1.0"?><EnumerationResults><Blobs>{blobs}</Blobs><NextMarker/></EnumerationResults>'
-            return Reply(200, body.encode(), {"Content-Type": "application/xml"})
+            listing = (
+                f'<?xml version="1.0"?><EnumerationResults><Blobs>{blobs}</Blobs><NextMarker/></EnumerationResults>'
+            )
+            return Reply(200, listing.encode(), {"Content-Type": "application/xml"})
         key = "/".join(parts)
         if key not in self.objects:
             return self._error(404, "BlobNotFound")

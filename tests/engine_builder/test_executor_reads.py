@@ -44,7 +44,7 @@ def logits(path: Path, quantization: str, folder: Path) -> NDArray[np.float32]:
         qq_bias=np.zeros(0, np.uint8),
         qq_bias_begins=np.zeros(2, np.int32),
     )
-    return runner.forward(inputs).copy()
+    return np.array(runner.forward(inputs))
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_float32_gives_back_the_hugging_face_weights(tmp_path: Path, tied: bool)
     for i in range(2):
         bias = np.concatenate([weights[f"model.layers.{i}.self_attn.{name}_proj.bias"] for name in "qkv"])
         assert np.array_equal(arrays[f"layers.{i}.qkv.bias"], bias)
-    model = manifest.model
+    model = manifest.local_model
     assert model.tie_word_embeddings is tied
     assert (model.num_attention_heads, model.num_key_value_heads, model.head_dim) == (4, 2, 32)
     assert (model.rms_norm_eps, model.rope_theta, model.max_position_embeddings) == (1e-5, 1e4, 1024)
@@ -99,7 +99,9 @@ def test_other_widths_are_requantized(
     tmp_path: Path, types: dict[str, Type], quantization: str, stored: str, tolerance: float
 ) -> None:
     path = tmp_path / "model.gguf"
-    shape = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 256} if Q6_K in types.values() else {}
+    shape: dict[str, Any] = (
+        {"hidden_size": 256, "head_dim": 64, "intermediate_size": 256} if Q6_K in types.values() else {}
+    )
     write_tiny_gguf(path, types, **shape)
     quantization, _, exact = quantization.partition(" ")
     manifest, arrays = build(path, quantization, precision="f32" if exact else "auto")
@@ -129,7 +131,7 @@ def test_rope(tmp_path: Path, metadata: dict[str, Any], extra: dict[str, Any], s
     path = tmp_path / "model.gguf"
     write_tiny_gguf(path, metadata=metadata, extra=extra)
     manifest, _ = build(path)
-    assert manifest.model.rope_scaling == scaling
+    assert manifest.local_model.rope_scaling == scaling
 
 
 def test_sampling_defaults_come_from_the_metadata(tmp_path: Path) -> None:

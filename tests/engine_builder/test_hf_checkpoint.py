@@ -147,7 +147,8 @@ def test_rope(
     tiny_llama: TinyLlama, tmp_path: Path, given: dict[str, Any], theta: float, scaling: dict[str, Any] | None
 ) -> None:
     manifest, _ = build(tiny_llama(tmp_path, **given), tmp_path)
-    assert (manifest.model.rope_theta, manifest.model.rope_scaling) == (theta, scaling)
+    model = manifest.local_model
+    assert (model.rope_theta, model.rope_scaling) == (theta, scaling)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def gguf_name(name: str) -> str:
 def permuted(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """llama.cpp's order of query and key rows (LlamaModel.permute of convert_hf_to_gguf.py)."""
     shape = weights.shape
-    return weights.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+    return np.asarray(weights.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape))
 
 
 def write_tiny_gguf(

@@ -116,19 +116,19 @@ def write(name: str, model: Any, prompt_ids: Sequence[Sequence[int]], *, every_t
     Golden(tuple(map(tuple, prompt_ids)), tuple(outputs), tuple(rows)).save(DIRECTORY / f"{name}.npz")
 
 
-@torch.inference_mode()
 def forward(model: Any, token_ids: Sequence[int]) -> NDArray[np.float32]:
     """float32 logits of every position, [tokens, vocabulary]."""
-    return np.asarray(model(torch.tensor([list(token_ids)])).logits[0].float().numpy())
+    with torch.inference_mode():
+        return np.asarray(model(torch.tensor([list(token_ids)])).logits[0].float().numpy())
 
 
-@torch.inference_mode()
 def greedy(model: Any, prompt: Sequence[int]) -> list[int]:
     """The NUM_OUTPUT most likely tokens, one after another, past any end token."""
     output: list[int] = []
     fed, cache = torch.tensor([list(prompt)]), None
     for _ in range(NUM_OUTPUT):
-        answer = model(fed, past_key_values=cache, use_cache=True)
+        with torch.inference_mode():
+            answer = model(fed, past_key_values=cache, use_cache=True)
         cache = answer.past_key_values
         output.append(int(answer.logits[0, -1].argmax()))
         fed = torch.tensor([[output[-1]]])
@@ -187,7 +187,7 @@ def load_gguf(path: Path) -> Any:
 def unpermute(tensor: NDArray[Any], heads: int) -> NDArray[Any]:
     """Undo the row order that GGUF uses for Llama's query and key: pairs side by side there, halves apart here."""
     out, into = tensor.shape
-    return tensor.reshape(heads, out // heads // 2, 2, into).swapaxes(1, 2).reshape(out, into)
+    return np.asarray(tensor.reshape(heads, out // heads // 2, 2, into).swapaxes(1, 2).reshape(out, into))
 
 
 if __name__ == "__main__":

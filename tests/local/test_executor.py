@@ -235,7 +235,7 @@ def test_who_ended_before_a_step_broke_keeps_its_final_chunk(monkeypatch: pytest
     append = executor._output.append
 
     def breaks_at_the_second(sequence, sampled):
-        if sequence.request.request.request_id == 1:
+        if sequence.request.request_id == 1:
             raise RuntimeError("the books are wet")
         return append(sequence, sampled)
 

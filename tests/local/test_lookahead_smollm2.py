@@ -25,7 +25,7 @@ from briton.local.executor import LocalExecutor
 from briton.local.lookahead.costs import CostCurve
 from briton.local.model_runner import ModelRunner
 from briton.local.plan import ScheduledSequence, step_inputs
-from briton.local.sequence import Request, Sequence
+from briton.local.sequence import RequestState, SequenceState
 from briton.local.settings import BLOCK_SIZE, LocalSettings, Precision
 from briton.model.engine_dir import load_manifest
 from briton.text.tokenizer import Tokenizer
@@ -219,7 +219,7 @@ def _first_difference(one: tuple[int, ...], other: tuple[int, ...]) -> int | Non
 
 def _next_logits(runner: ModelRunner, token_ids: list[int]) -> np.ndarray:
     """By plain steps: all tokens but one, then that one."""
-    sequence: Sequence = Request.create(GenerationRequest(0, tuple(token_ids), SamplingParams())).sequences[0]
+    sequence: SequenceState = RequestState.create(GenerationRequest(0, tuple(token_ids), SamplingParams())).sequences[0]
     sequence.block_table = list(range(-(-len(token_ids) // BLOCK_SIZE)))
     for num_new in (len(token_ids) - 1, 1):
         if num_new:

@@ -19,8 +19,7 @@ from briton.engine.types import GenerationRequest, SamplingParams
 from briton.local.lookahead.draft import ROOT, Draft
 from briton.local.model_runner import ModelRunner
 from briton.local.plan import ScheduledSequence, step_inputs
-from briton.local.sequence import Request
-from briton.local.sequence import Sequence as Tokens
+from briton.local.sequence import RequestState, SequenceState
 from briton.local.settings import BLOCK_SIZE, LocalSettings
 from briton.model.engine_dir import load_manifest
 from briton_engine_builder import build_engine
@@ -81,10 +80,10 @@ class Steps:
         self.blocks = iter(np.random.default_rng(1).permutation(self.runner.num_blocks - 1).tolist())
         self.alone = self.sequence(range(96), room=0)
 
-    def sequence(self, token_ids: Sequence[int], num_computed: int = 0, room: int = 64) -> Tokens:
+    def sequence(self, token_ids: Sequence[int], num_computed: int = 0, room: int = 64) -> SequenceState:
         """A new sequence whose first tokens are computed, with blocks for `room` more than it has."""
         request = GenerationRequest(next(self.request_ids), tuple(token_ids), SamplingParams(max_tokens=1))
-        (sequence,) = Request.create(request).sequences
+        (sequence,) = RequestState.create(request).sequences
         num_blocks = -(-(len(token_ids) + room) // BLOCK_SIZE)
         sequence.block_table = [next(self.blocks) for _ in range(num_blocks)]
         if num_computed:
@@ -105,7 +104,7 @@ class Steps:
         self.alone.token_ids, self.alone.num_computed_tokens = list(token_ids), 0
         return self.step(ScheduledSequence(self.alone, len(token_ids)))[0][0]
 
-    def check(self, sequence: Tokens, draft: Draft | None, logits: Logits) -> None:
+    def check(self, sequence: SequenceState, draft: Draft | None, logits: Logits) -> None:
         """Compare each row with its path, computed alone: nearly all within TOLERANCE, none outside `tolerance`."""
         rows = [ROOT] if draft is None else [ROOT, *draft.rows]
         differences = []
@@ -117,7 +116,7 @@ class Steps:
 
 
 def path_to(draft: Draft, node: int) -> list[int]:
-    """Tokens from the root's child to `node`."""
+    """SequenceState from the root's child to `node`."""
     path: list[int] = []
     while node != ROOT:
         path.insert(0, draft.token_ids[node])

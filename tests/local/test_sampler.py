@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from briton.engine.types import GenerationRequest, SamplingParams
 from briton.local.sampler import Sampled, Sampler, StepLogits, draw, token_logprob
-from briton.local.sequence import Request, Sequence
+from briton.local.sequence import RequestState, SequenceState
 
 VOCAB_SIZE = 300
 STOP = 7
 
 
-def sequence(prompt: tuple[int, ...] = (1, 2), output: tuple[int, ...] = (), guide=None, **sampling) -> Sequence:
+def sequence(prompt: tuple[int, ...] = (1, 2), output: tuple[int, ...] = (), guide=None, **sampling) -> SequenceState:
     params = SamplingParams(**({"max_tokens": 100, "temperature": 0.0} | sampling))
-    made = Request.create(GenerationRequest(0, prompt, params, guide)).sequences[0]
+    made = RequestState.create(GenerationRequest(0, prompt, params, guide)).sequences[0]
     made.token_ids += output
     return made
 
@@ -33,7 +33,7 @@ def logits(**values: float) -> NDArray[np.float32]:
     return row
 
 
-def sample_each(rows: NDArray[np.float32], *sequences: Sequence) -> list[Sampled | Exception]:
+def sample_each(rows: NDArray[np.float32], *sequences: SequenceState) -> list[Sampled | Exception]:
     """Row i for sequence i; what a sequence's sampling raises stands in its place."""
     sampler, logits = Sampler(VOCAB_SIZE, [STOP]), StepLogits(rows)
     results: list[Sampled | Exception] = []
@@ -45,7 +45,7 @@ def sample_each(rows: NDArray[np.float32], *sequences: Sequence) -> list[Sampled
     return results
 
 
-def sample(rows: NDArray[np.float32], *sequences: Sequence) -> list[int]:
+def sample(rows: NDArray[np.float32], *sequences: SequenceState) -> list[int]:
     results = sample_each(rows, *sequences)
     assert all(isinstance(r, Sampled) for r in results), results
     return [r.token_id for r in results]
@@ -175,9 +175,9 @@ def test_seed_reproduces_whatever_else_is_in_the_batch() -> None:
 
 
 def test_seeds_and_indices_differ() -> None:
-    request = Request.create(GenerationRequest(0, (1,), SamplingParams(seed=1, n=2)))
-    other = Request.create(GenerationRequest(0, (1,), SamplingParams(seed=2)))
-    negative = Request.create(GenerationRequest(0, (1,), SamplingParams(seed=-1)))
+    request = RequestState.create(GenerationRequest(0, (1,), SamplingParams(seed=1, n=2)))
+    other = RequestState.create(GenerationRequest(0, (1,), SamplingParams(seed=2)))
+    negative = RequestState.create(GenerationRequest(0, (1,), SamplingParams(seed=-1)))
     firsts = [s.rng.random() for s in [*request.sequences, *other.sequences, *negative.sequences]]
     assert len(set(firsts)) == 4
 
@@ -214,7 +214,7 @@ class AllowOnly:
         bits[list(self.allowed)] = 1
         row[:] = np.packbits(bits, bitorder="little").view(np.int32)
 
-    def advance(self, token_ids: Seq[int]) -> bool:
+    def advance(self, token_ids: Sequence[int]) -> bool:
         self.advanced += token_ids
         return set(token_ids) <= set(self.allowed)
 

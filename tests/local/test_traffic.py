@@ -20,7 +20,7 @@ from briton.local.output import OutputProcessor
 from briton.local.plan import ScheduledSequence, step_inputs
 from briton.local.sampler import Sampler, StepLogits
 from briton.local.scheduler import Scheduler
-from briton.local.sequence import Request
+from briton.local.sequence import RequestState
 from briton.local.settings import SchedulerPolicy
 from briton.local.verification import verify
 from tests.local.paged_model import EOS, VOCAB_SIZE, PagedModel, greedy
@@ -40,7 +40,7 @@ class Loop:
     drafts: Callable[[ScheduledSequence], Draft | None] | None = None
     num_accepted: int = 0
     outputs: dict[tuple[int, int], list[int]] = field(default_factory=dict)
-    requests: list[Request] = field(default_factory=list)
+    requests: list[RequestState] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(
@@ -54,14 +54,16 @@ class Loop:
         self.sampler = Sampler(VOCAB_SIZE, [EOS])
         self.output = OutputProcessor([EOS])
 
-    def add(self, prompt: tuple[int, ...], max_tokens: int, n: int = 1, priority: int = 0, salt: str = "") -> Request:
+    def add(
+        self, prompt: tuple[int, ...], max_tokens: int, n: int = 1, priority: int = 0, salt: str = ""
+    ) -> RequestState:
         sampling = SamplingParams(max_tokens=max_tokens, temperature=0, n=n)
-        request = Request.create(
+        state = RequestState.create(
             GenerationRequest(len(self.requests), prompt, sampling, priority=priority, cache_salt=salt)
         )
-        self.requests.append(request)
-        self.scheduler.add(request)
-        return request
+        self.requests.append(state)
+        self.scheduler.add(state)
+        return state
 
     def step(self) -> bool:
         plan = self.scheduler.schedule()
@@ -77,7 +79,7 @@ class Loop:
         logits = StepLogits(self.model.forward(step_inputs(plan)))
         row = 0
         for entry in plan:
-            sequence, request = entry.sequence, entry.sequence.request
+            sequence, state = entry.sequence, entry.sequence.request_state
             if not entry.samples:
                 self.scheduler.update(sequence, entry.num_new_tokens)
                 continue
@@ -86,10 +88,10 @@ class Loop:
             assert verified.error is None
             self.scheduler.update(sequence, entry.num_new_tokens + verified.num_in_place)
             self.num_accepted += len(verified.accepted)
-            if request.first_token_at is None:
-                request.first_token_at = 0.0
-                self.scheduler.start_siblings(request)
-            got = self.outputs.setdefault((request.request.request_id, sequence.index), [])
+            if state.first_token_at is None:
+                state.first_token_at = 0.0
+                self.scheduler.start_siblings(state)
+            got = self.outputs.setdefault((state.request.request_id, sequence.index), [])
             got += [token.token_id for token in verified.sampled]
             if sequence.finish_reason is not None:
                 self.scheduler.finish(sequence)
@@ -99,8 +101,8 @@ class Loop:
         self.scheduler.check_invariants()
         return True
 
-    def cancel(self, request: Request) -> None:
-        for sequence in request.sequences:
+    def cancel(self, state: RequestState) -> None:
+        for sequence in state.sequences:
             self.scheduler.finish(sequence)
         self.scheduler.check_invariants()
 
@@ -166,11 +168,11 @@ def test_random_traffic(
     else:
         pytest.fail("the traffic never drained")
     assert loop.scheduler.blocks.num_free_blocks == num_blocks
-    for request in loop.requests:
-        expected = greedy(request.request.prompt_token_ids, request.request.sampling.max_tokens)
-        for sequence in request.sequences:
-            got = loop.outputs.get((request.request.request_id, sequence.index), [])
-            if request.request.request_id in cancelled:
+    for state in loop.requests:
+        expected = greedy(state.request.prompt_token_ids, state.request.sampling.max_tokens)
+        for sequence in state.sequences:
+            got = loop.outputs.get((state.request.request_id, sequence.index), [])
+            if state.request.request_id in cancelled:
                 assert got == expected[: len(got)]
             else:
                 assert got == expected
@@ -213,9 +215,9 @@ def test_max_utilization_preempts_and_loses_nothing() -> None:
     while loop.step():
         pass
     assert loop.scheduler.num_preemptions > 0
-    for request in requests:
-        prompt = request.request.prompt_token_ids
-        assert loop.outputs[(request.request.request_id, 0)] == greedy(prompt, 12)
+    for state in requests:
+        prompt = state.request.prompt_token_ids
+        assert loop.outputs[(state.request.request_id, 0)] == greedy(prompt, 12)
 
 
 def test_guaranteed_no_evict_waits_for_room() -> None:
@@ -274,8 +276,8 @@ def test_priority_goes_first_and_equals_keep_their_order() -> None:
     order: list[int] = []
     while loop.step():
         for sequence in loop.scheduler.running:
-            if sequence.request.request.request_id not in order:
-                order.append(sequence.request.request.request_id)
+            if sequence.request.request_id not in order:
+                order.append(sequence.request.request_id)
     assert order == [2, 0, 1]
 
 
@@ -291,7 +293,7 @@ def test_least_recently_used_prefix_goes_first() -> None:
         pass
     blocks = loop.scheduler.blocks
     hits = [
-        len(blocks.match_prefix(Request.create(GenerationRequest(0, p, SamplingParams())).sequences[0]))
+        len(blocks.match_prefix(RequestState.create(GenerationRequest(0, p, SamplingParams())).sequences[0]))
         for p in (old, new)
     ]
     assert hits[1] == 2
@@ -333,13 +335,13 @@ def test_a_salt_that_looks_like_a_hash_finds_nothing() -> None:
     blocks = BlockManager(8, BLOCK_SIZE)
     digest = b"sixteen bytes ok"  # as a hash would be, could one be found that is UTF-8
     prompt = tuple(range(1, 10))
-    victim = Request.create(GenerationRequest(0, (50,) * BLOCK_SIZE + prompt, SamplingParams())).sequences[0]
+    victim = RequestState.create(GenerationRequest(0, (50,) * BLOCK_SIZE + prompt, SamplingParams())).sequences[0]
     victim.block_hashes.append(digest)
     blocks.extend(victim, victim.num_tokens)
     victim.num_computed_tokens = victim.num_tokens
     blocks.commit(victim)
     salted = GenerationRequest(1, prompt, SamplingParams(), cache_salt=digest.decode())
-    assert blocks.match_prefix(Request.create(salted).sequences[0]) == []
+    assert blocks.match_prefix(RequestState.create(salted).sequences[0]) == []
 
 
 def test_the_head_of_the_queue_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:

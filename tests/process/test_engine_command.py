@@ -18,9 +18,9 @@ from briton.config.environment import Environment
 from briton.config.loader import load_config
 from briton.errors import BuildError, ConfigError
 from briton.process.engine_command import EngineOptions, as_member, rank_program, run_engine_command
-from briton.ranks import mpiexec, seat
-from briton.ranks.communicator import Account
-from briton.ranks.hub import Departure, Failure, Hub
+from briton.ranks import mpiexec, rank_context
+from briton.ranks.communicator import RankCounters
+from briton.ranks.hub import Hub, JobFailure, LeaderExit
 from briton.ranks.member import Member
 from briton.ranks.mpiexec import Mpiexec
 from tests.processes import wait_until
@@ -146,8 +146,8 @@ def test_a_hostfile_that_is_not_there(config_of: ConfigOf, runs: list[tuple[Any,
 
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Environment, Events]]:
-    """The environment of a job's only rank, and what the hub reports; the rank is this process, without a shelter."""
-    monkeypatch.setattr("briton.ranks.shelter.enter_shelter", lambda: None)
+    """The environment of a job's only rank, and what the hub reports; the rank is this process, without a wrapper."""
+    monkeypatch.setattr("briton.ranks.rank_wrapper.fork_rank", lambda: None)
     events = Events()
     hub = Hub(1, events.put)
     hub.start()
@@ -162,9 +162,9 @@ def test_who_is_no_member() -> None:
         assert member is None
 
 
-def test_a_rank_without_a_launcher_has_a_shelter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_without_a_launcher_has_a_wrapper(monkeypatch: pytest.MonkeyPatch) -> None:
     entered: list[int] = []
-    monkeypatch.setattr("briton.ranks.shelter.enter_shelter", lambda: entered.append(1))
+    monkeypatch.setattr("briton.ranks.rank_wrapper.fork_rank", lambda: entered.append(1))
     with as_member(RANK) as member:
         assert member is None
     assert entered == [1]
@@ -185,7 +185,7 @@ def test_what_a_rank_fails_in_is_told(job: tuple[Environment, Events], error: Bu
 
     with pytest.raises(type(error)):
         fail()
-    assert events.failure() == Failure(f"rank 0 on {HOST}: no good", code, 0)
+    assert events.failure() == JobFailure(f"rank 0 on {HOST}: no good", code, 0)
     end(members[0])
 
 
@@ -194,19 +194,21 @@ def test_a_member_that_leaves(job: tuple[Environment, Events]) -> None:
     with as_member(environment) as member:
         assert member is not None
         end(member)
-    assert events.next() == Departure()
+    assert events.next() == LeaderExit()
 
 
 def test_a_hub_of_ranks_that_nobody_launched(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Rank 0 makes one, all join it; a failure is logged, a regular end is not."""
     world = SimpleNamespace(Get_size=lambda: 1, Get_rank=lambda: 0, bcast=lambda address: address, Barrier=lambda: None)
     world.Split_type = lambda kind: world
-    monkeypatch.setattr(seat, "_world", lambda thread_level: world)
+    monkeypatch.setattr(rank_context, "_world", lambda thread_level: world)
     monkeypatch.setattr(
-        seat, "Communicator", lambda world, progress: SimpleNamespace(progress=progress, account=Account())
+        rank_context,
+        "Communicator",
+        lambda world, progress: SimpleNamespace(progress=progress, counters=RankCounters()),
     )
-    taken = seat.take_seat(0, 1, None)
-    base = taken.communicator.account.base_pss_bytes
+    taken = rank_context.join_ranks(0, 1, None)
+    base = taken.communicator.counters.base_pss_bytes
     assert base > 1 << 20
     wait_until(lambda: [s.base_pss_bytes for s in taken.member.all_stats()] == [base])
     stats = taken.member.all_stats()[0]
@@ -219,9 +221,9 @@ def test_a_hub_of_ranks_that_nobody_launched(monkeypatch: pytest.MonkeyPatch, ca
 @pytest.mark.parametrize("num_ranks", [1, 3])
 def test_another_number_of_ranks_than_the_configs(monkeypatch: pytest.MonkeyPatch, num_ranks: int) -> None:
     monkeypatch.setattr(
-        seat, "_world", lambda thread_level: SimpleNamespace(Get_size=lambda: num_ranks, Barrier=lambda: None)
+        rank_context, "_world", lambda thread_level: SimpleNamespace(Get_size=lambda: num_ranks, Barrier=lambda: None)
     )
     with pytest.raises(ConfigError, match=f"{num_ranks} ranks were started; the config asks for 2") as caught:
-        seat.take_seat(0, 2, None)
+        rank_context.join_ranks(0, 2, None)
     assert caught.value.field == "trt_llm.build.tensor_parallel_count"
     assert ("another MPI's" in str(caught.value)) is (num_ranks == 1)

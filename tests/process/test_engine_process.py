@@ -17,7 +17,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from briton.ranks.hub import Departure, Hub
+from briton.ranks.hub import Hub, LeaderExit
 from briton.ranks.messages import encode
 from briton.v1 import engine_pb2 as pb
 from briton.v1 import engine_pb2_grpc as pb_grpc
@@ -55,7 +55,7 @@ class Stuck(FakeExecutor):
     def shutdown(self):
         threading.Event().wait()
 
-def create_executor(config, engine_dir, seat):
+def create_executor(config, engine_dir, rank_context):
     how = sys.argv[4]
     if how == "slow":
         time.sleep(1.0)
@@ -73,11 +73,13 @@ def create_executor(config, engine_dir, seat):
 engine_process.create_executor = create_executor
 config = load_config(Path(sys.argv[1]))
 configure_logging("info", "text", process="engine")
-seat = None
+rank_context = None
 if len(sys.argv) > 5:
-    seat = SimpleNamespace(member=Member(HubAddress.parse(sys.argv[5]), 0))
+    rank_context = SimpleNamespace(member=Member(HubAddress.parse(sys.argv[5]), 0))
 try:
-    code = engine_process.run_engine(config, Path(sys.argv[2]), host="127.0.0.1", port=int(sys.argv[3]), seat=seat)
+    code = engine_process.run_engine(
+        config, Path(sys.argv[2]), host="127.0.0.1", port=int(sys.argv[3]), rank_context=rank_context
+    )
 except Exception as error:
     print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
     code = 7
@@ -326,7 +328,7 @@ def test_the_failure_of_another_rank_ends_open_requests(start: Start, job: Job, 
     assert time.monotonic() - failed_at < 4
     assert any("the engine ends: rank 1 on elsewhere: out of memory" in line for line in engine.lines)
     assert events.failure().rank == 1
-    assert events.next() == Departure()
+    assert events.next() == LeaderExit()
 
 
 def test_the_failure_of_another_rank_ends_the_loading(start: Start, job: Job) -> None:
@@ -358,4 +360,4 @@ def test_a_drain_while_loading_is_no_failure(start: Start, job: Job) -> None:
     engine.wait_for(NOT_SERVING)
     wait_until(hub.drain)
     assert engine.exit_code() == 0
-    assert events.next() == Departure()
+    assert events.next() == LeaderExit()

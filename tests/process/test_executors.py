@@ -17,7 +17,7 @@ from briton.config.lookahead import LookaheadConfig
 from briton.local import loader
 from briton.local.settings import LocalSettings
 from briton.process.executors import create_executor, follow_executor
-from briton.ranks.seat import Seat
+from briton.ranks.rank_context import RankContext
 from briton.trtllm.machine import Machine
 
 SettingsOf = Callable[..., LocalSettings]
@@ -99,6 +99,6 @@ def test_ranks_of_tensorrt_llm(trtllm: tuple[Config, list[Any]], tmp_path: Path)
     """They have no communicator of ours."""
     config, seen = trtllm
     member: Any = SimpleNamespace(all_stats=object(), serve=object())
-    create_executor(config, tmp_path, Seat(None, member))
-    follow_executor(config, tmp_path, Seat(None, member))
+    create_executor(config, tmp_path, RankContext(None, member))
+    follow_executor(config, tmp_path, RankContext(None, member))
     assert seen == [(config, tmp_path, member.all_stats), (config, tmp_path, member.serve)]

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from briton.ranks.hub import Departure, Failure, Hub
+from briton.ranks.hub import Hub, JobFailure, LeaderExit
 from briton.ranks.member import Member
 from briton.ranks.messages import encode
 
@@ -26,17 +26,17 @@ class Events:
     """What a hub has reported, in order."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Failure | Departure] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[JobFailure | LeaderExit] = queue.SimpleQueue()
         self.put = self._queue.put
 
-    def next(self, timeout_s: float = 5.0) -> Failure | Departure:
+    def next(self, timeout_s: float = 5.0) -> JobFailure | LeaderExit:
         """The next one. Raises queue.Empty when none comes in time."""
         return self._queue.get(timeout=timeout_s)
 
-    def failure(self, timeout_s: float = 5.0) -> Failure:
+    def failure(self, timeout_s: float = 5.0) -> JobFailure:
         """The next one, which must be a failure."""
         event = self.next(timeout_s)
-        assert isinstance(event, Failure), event
+        assert isinstance(event, JobFailure), event
         return event
 
     def assert_none(self, seconds: float = 0.4) -> None:

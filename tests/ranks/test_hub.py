@@ -13,7 +13,7 @@ import pytest
 
 from briton.engine.types import RankStats
 from briton.errors import BritonError
-from briton.ranks.hub import Departure, Failure
+from briton.ranks.hub import JobFailure, LeaderExit
 from briton.ranks.member import Member
 from briton.ranks.messages import HubAddress, encode
 from briton.ranks.pid_space import pid_space
@@ -91,7 +91,7 @@ def test_a_member_takes_the_first_address_that_answers(start_hub: StartHub, join
     hub, events = start_hub(1)
     hub.address = replace(hub.address, hosts=("nowhere.invalid", "127.0.0.1"))
     join(hub, 0).member.leave()
-    assert events.next() == Departure()
+    assert events.next() == LeaderExit()
 
 
 @pytest.mark.parametrize("token", ["", "0" * 32, "é", 5, None])
@@ -142,7 +142,7 @@ def test_garbage_of_a_member_is_its_end(start_hub: StartHub, join: Join, line: b
     joined = join(hub, 0)
     with introduce(hub, 1) as member:
         member.sendall(line)
-        assert events.failure() == Failure("rank 1 on elsewhere is gone", rank=1)
+        assert events.failure() == JobFailure("rank 1 on elsewhere is gone", rank=1)
         assert is_closed(member)
     wait_until(lambda: joined.aborts == ["rank 1 on elsewhere is gone"])
 
@@ -154,7 +154,7 @@ def test_lines_in_pieces_and_lines_of_a_kind_not_known(start_hub: StartHub, join
         for byte in encode("gossip") + beat():
             member.sendall(bytes([byte]))
         member.sendall(encode("failed", message="no memory", exit_code=3) + beat())
-        assert events.failure() == Failure("rank 1 on elsewhere: no memory", 3, 1)
+        assert events.failure() == JobFailure("rank 1 on elsewhere: no memory", 3, 1)
 
 
 # Who leaves, and who is missed.
@@ -169,7 +169,7 @@ def test_farewells_are_no_failure(start_hub: StartHub, join: Join) -> None:
     joined[2].member.leave()
     events.assert_none()
     joined[0].member.leave()
-    assert events.next() == Departure()
+    assert events.next() == LeaderExit()
     events.assert_none()
     assert [member.aborts for member in joined] == [[], [], []]
 
@@ -182,7 +182,7 @@ def test_rank_0_is_watched_until_it_has_left_itself(start_hub: StartHub, join: J
         other.sendall(encode("farewell"))
     events.assert_none(0.8)  # rank 1 has not failed to come
     zero.close()
-    assert events.failure() == Failure("rank 0 on elsewhere is gone", rank=0)
+    assert events.failure() == JobFailure("rank 0 on elsewhere is gone", rank=0)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -192,7 +192,7 @@ def test_a_failure_is_told_to_all(start_hub: StartHub, join: Join, rank: int) ->
     wait_until(lambda: len(joined[0].member.all_stats()) == 2)
     joined[rank].member.fail("max_seq_len is 9", exit_code=2)
     message = f"rank {rank} on {HOST}: max_seq_len is 9"
-    assert events.failure() == Failure(message, 2, rank)
+    assert events.failure() == JobFailure(message, 2, rank)
     wait_until(lambda: all(member.aborts == [message] for member in joined))
 
 
@@ -204,7 +204,7 @@ def test_the_first_failure_counts(start_hub: StartHub, join: Join) -> None:
         one.sendall(encode("failed", message="second", exit_code=1))
         events.assert_none()
         zero.close()
-        assert events.next() == Departure()  # rank 0 has told its clients
+        assert events.next() == LeaderExit()  # rank 0 has told its clients
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -212,14 +212,14 @@ def test_a_connection_that_ends_without_a_farewell(start_hub: StartHub, join: Jo
     hub, events = start_hub(2)
     other = join(hub, 1 - rank)
     introduce(hub, rank).close()
-    assert events.failure() == Failure(f"rank {rank} on elsewhere is gone", rank=rank)
+    assert events.failure() == JobFailure(f"rank {rank} on elsewhere is gone", rank=rank)
     wait_until(lambda: other.aborts == [f"rank {rank} on elsewhere is gone"])
 
 
 def test_a_rank_that_does_not_come(start_hub: StartHub, join: Join) -> None:
     hub, events = start_hub(4, meeting_s=0.3)
     joined = join(hub, 2)
-    assert events.failure(2) == Failure("rank 0, 1, 3 of 4 did not start in time")
+    assert events.failure(2) == JobFailure("rank 0, 1, 3 of 4 did not start in time")
     wait_until(lambda: joined.aborts)
 
 
@@ -229,7 +229,7 @@ def test_a_rank_that_is_killed_is_noticed_at_once(start_hub: StartHub, join: Joi
     process = start_member(start_program, str(hub.address), 1)
     started = time.monotonic()
     process.kill()
-    assert events.failure(3) == Failure(f"rank 1 on {HOST} is gone", rank=1)
+    assert events.failure(3) == JobFailure(f"rank 1 on {HOST} is gone", rank=1)
     assert time.monotonic() - started < 1
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from briton.ranks.hub import Departure, Failure, Hub
+from briton.ranks.hub import Hub, JobFailure, LeaderExit
 from briton.ranks.member import Member
 from briton.ranks.pid_space import pid_space
 from tests.processes import is_running, wait_until
@@ -30,7 +30,7 @@ os.kill(os.getpid(), signal.SIGSTOP)
 """
 DETECTED_S = 3.0
 
-Events = queue.SimpleQueue[Failure | Departure]
+Events = queue.SimpleQueue[JobFailure | LeaderExit]
 StopRank = Callable[[Hub, int, str], int]
 
 
@@ -58,7 +58,7 @@ def test_as_soon_as_it_serves(stop_rank: StopRank) -> None:
     try:
         stop_rank(hub, 0, pid_space())
         failure = events.get(timeout=DETECTED_S)
-        assert isinstance(failure, Failure)
+        assert isinstance(failure, JobFailure)
         assert failure.rank == 0
         assert "has not been heard of" in failure.message
     finally:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import pytest
+
 import briton.process.engine_command as engine_command
 import briton.process.executor_choice as serving
 from briton.cli import main
@@ -52,7 +54,8 @@ def _rank_program(*arguments: Any) -> tuple[str, ...]:
 
 if __name__ == "__main__":
     _command_of_a_rank = engine_command.rank_program
-    engine_command.rank_program = _rank_program
-    serving.this_machine = lambda: Machine(LIBRARY_VERSION, ("a stand-in",))
-    loader.load_library = _load_library
+    replaced = pytest.MonkeyPatch()  # until this process ends
+    replaced.setattr(engine_command, "rank_program", _rank_program)
+    replaced.setattr(serving, "this_machine", lambda: Machine(LIBRARY_VERSION, ("a stand-in",)))
+    replaced.setattr(loader, "load_library", _load_library)
     main()

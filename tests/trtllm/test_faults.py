@@ -143,7 +143,8 @@ def test_cancelling_before_enqueue_returns(broken: Broken) -> None:
 
 
 def test_a_request_that_the_library_cannot_make_is_refused(broken: Broken) -> None:
-    request = broken.runner.request(PROMPT, priority=float("nan"))  # no int, which nobody checks
+    not_a_number: Any = float("nan")  # no int, which nobody checks
+    request = broken.runner.request(PROMPT, priority=not_a_number)
     with pytest.raises(Unsupported, match=r"TensorRT-LLM refuses the request: .*Assertion failed"):
         broken.runner.submit_request(request)
     assert _ends_as_usual(broken)

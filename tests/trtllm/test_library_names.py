@@ -9,8 +9,9 @@ import pytest
 
 from briton.trtllm.library_objects import EXECUTOR, LLM_API, Call, Given, Member, make, parts, plain
 from tests.config.conftest import V2
-from tests.trtllm.api_table import BUILDER, TABLE, unknown_names
+from tests.trtllm.api_table import BUILDER, unknown_names
 from tests.trtllm.conftest import MakePlan, shapes
+from tests.trtllm.stand_in.api import TABLE
 
 TYPES = (
     *("no_quant", "weights_int8", "weights_kv_int8", "weights_int4", "weights_int4_kv_int8", "smooth_quant"),

@@ -65,7 +65,12 @@ def test_the_task_alone_is_sent(tmp_path: Path) -> None:
     executor = two(tmp_path)
     sent = list[Any]()
     enqueue = executor._engine.enqueue_request
-    executor._engine.enqueue_request = lambda request: (sent.append(request), enqueue(request))[1]
+
+    def send(request: Any) -> Any:
+        sent.append(request)
+        return enqueue(request)
+
+    executor._engine.enqueue_request = send
     runner = RequestRunner(executor)
     for name in ("poems", None):
         runner.run(PROMPT, lora=name, max_tokens=2)
@@ -103,7 +108,8 @@ def test_tensors_of_bfloat16() -> None:
 
     class Tensor:
         def __init__(self, array: Any) -> None:
-            self.array, self.viewed = array, None
+            self.array = array
+            self.viewed: str | None = None
 
         def view(self, dtype: str) -> Tensor:
             self.viewed = dtype

@@ -1,16 +1,21 @@
-"""TorchMaskDevice does what the numpy one does: on the CPU, where torch is installed, which no test needs otherwise."""
+"""TorchMaskDevice does what the numpy one does, on the torch device that BRITON_TORCH_DEVICE names, "cpu" unless set.
+
+torch is not in the project's own environment: `make test-torch` has it on a CPU, `make test-cuda` on a GPU.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
 import pytest
 
-from briton.trtllm.mask_device import ROWS_AT_ONCE, MaskSizes, TorchMaskDevice
+from briton.trtllm.mask_device import ROWS_AT_ONCE, MaskDevice, MaskSizes, TorchMaskDevice
 from tests.trtllm.numpy_mask_device import NumpyMaskDevice
 
 NUM_SLOTS, MAX_ROWS = 400, 2 * ROWS_AT_ONCE + 2
+DEVICE = os.environ.get("BRITON_TORCH_DEVICE", "cpu")
 
 
 def test_the_buffers_layout() -> None:
@@ -27,7 +32,8 @@ def test_the_buffers_layout() -> None:
 def test_torch_does_what_numpy_does(vocab: int, padded: int, dtype: str) -> None:
     torch: Any = pytest.importorskip("torch", reason="torch is not installed: TorchMaskDevice is not tested")
     sizes = MaskSizes(-(-vocab // 32), NUM_SLOTS, MAX_ROWS)
-    devices = TorchMaskDevice(torch, sizes, "cpu"), NumpyMaskDevice(sizes)
+    devices: tuple[MaskDevice, MaskDevice] = TorchMaskDevice(torch, sizes, DEVICE), NumpyMaskDevice(sizes)
+    stream = torch.cuda.Stream() if DEVICE != "cpu" else None
     random = np.random.default_rng(vocab)
     written: set[int] = set()
     for num_rows, num_new in ((MAX_ROWS, MAX_ROWS), (3, 0), (ROWS_AT_ONCE, 5), (1, 1)):
@@ -36,13 +42,15 @@ def test_torch_does_what_numpy_does(vocab: int, padded: int, dtype: str) -> None
         slots = random.choice(sorted(written), num_rows)
         masks = random.integers(-(2**31), 2**31, (num_new, sizes.num_words)).astype(np.int32)
         values = random.standard_normal((num_rows, 1, 1, padded)).astype(np.float32)
-        tensors = [torch.from_numpy(row.copy()).to(getattr(torch, dtype)) for row in values]
-        arrays = [tensor.float().numpy().copy() for tensor in tensors]
+        tensors = [torch.from_numpy(row.copy()).to(DEVICE, getattr(torch, dtype)) for row in values]
+        arrays = [tensor.float().cpu().numpy().copy() for tensor in tensors]
         for device, logits in zip(devices, (tensors, arrays), strict=True):
             buffer = device.host_buffer()
             buffer[:num_rows] = slots
             buffer[MAX_ROWS : MAX_ROWS + num_new] = new_slots
             buffer[sizes.num_header_words :][: masks.size] = masks.ravel()
-            device.apply(logits, num_new, 0)
+            device.apply(logits, num_new, stream.cuda_stream if stream else 0)
+        if stream:
+            stream.synchronize()
         for tensor, array in zip(tensors, arrays, strict=True):
-            assert np.array_equal(tensor.float().numpy(), array)
+            assert np.array_equal(tensor.float().cpu().numpy(), array)

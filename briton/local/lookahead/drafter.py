@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 
 from briton.config.lookahead import LookaheadConfig
 from briton.local.lookahead.acceptance import AcceptanceRates
@@ -13,7 +13,7 @@ from briton.local.lookahead.policy import Proposal, WindowWorth
 from briton.local.lookahead.pool import NgramPool
 from briton.local.lookahead.window import LookaheadWindow
 from briton.local.sampler import StepLogits
-from briton.local.sequence import Sequence
+from briton.local.sequence import SequenceState
 from briton.local.verification import Verified
 
 _LATER_BRANCH = 0.5  # how much less likely each further n-gram of the pool is than the one before it
@@ -40,8 +40,8 @@ class Drafter:
         *,
         use_index: bool,
         vocab_size: int,
-        prompt: Seq[int] = (),
-        prediction: Seq[int] = (),
+        prompt: Sequence[int] = (),
+        prediction: Sequence[int] = (),
     ) -> None:
         """`use_index`: draft what followed the longest matching suffix; else the window alone. `prediction`: what the
         output may repeat."""
@@ -59,7 +59,7 @@ class Drafter:
         self._chain: list[int] = []  # last proposed: by index and guide,
         self._branches: list[list[int]] = []  # and by the pool
 
-    def learn(self, sequence: Sequence, num_tokens: int, limit: int) -> int:
+    def learn(self, sequence: SequenceState, num_tokens: int, limit: int) -> int:
         """Take in the prediction and the sequence's first `num_tokens`, `limit` tokens at a time; how many it were."""
         predicted, self._untold = self._untold[:limit], self._untold[limit:]
         if self._index is not None and predicted:
@@ -75,7 +75,7 @@ class Drafter:
             self._pool.seed(tokens)
         return len(predicted) + len(tokens)
 
-    def propose(self, sequence: Sequence, max_seq_len: int) -> Proposal | None:
+    def propose(self, sequence: SequenceState, max_seq_len: int) -> Proposal | None:
         """What may follow the sequence's last token; None when nothing is known, or no token is left to draft."""
         self._chain, self._branches = [], []
         limit = min(self._max_draft_tokens, sequence.max_num_tokens - sequence.num_tokens - 1)
@@ -104,7 +104,9 @@ class Drafter:
             self._window_worth.worth if window else 0.0,
         )
 
-    def update(self, sequence: Sequence, draft: Draft | None, verified: Verified, logits: StepLogits, row: int) -> None:
+    def update(
+        self, sequence: SequenceState, draft: Draft | None, verified: Verified, logits: StepLogits, row: int
+    ) -> None:
         """Learn from a step: `row` is the first of the sequence's rows."""
         tokens = [token.token_id for token in verified.sampled]
         if self._num_learned + len(tokens) < sequence.num_tokens:
@@ -126,7 +128,7 @@ class Drafter:
                 self._window_worth.observe_idle()
         self._num_learned += len(tokens)
 
-    def _continue(self, sequence: Sequence, limit: int) -> tuple[list[int], list[float]]:
+    def _continue(self, sequence: SequenceState, limit: int) -> tuple[list[int], list[float]]:
         """The likeliest continuation of the text, and the probability that each of its tokens is accepted."""
         if sequence.guide is not None:
             return self._guided.propose(sequence.guide, sequence.num_output_tokens, self._index, limit)
@@ -135,7 +137,7 @@ class Drafter:
         found = self._index.propose(limit)
         return found.token_ids, self._index_rates.survival(found.match_length, len(found.token_ids))
 
-    def _from_pool(self, sequence: Sequence, limit: int) -> list[list[int]]:
+    def _from_pool(self, sequence: SequenceState, limit: int) -> list[list[int]]:
         assert self._pool is not None
         found = self._pool.following(sequence.token_ids[-1], self._config.verification_set_size)
         branches = [list(ngram[:limit]) for ngram in found]
@@ -154,7 +156,7 @@ class Drafter:
             gains.append(by_depth[depth - 1] * share)
         return gains
 
-    def _observe_index(self, tokens: Seq[int]) -> None:
+    def _observe_index(self, tokens: Sequence[int]) -> None:
         """Would the index have been right? Asked of every token, drafted or not: that costs nothing and has no bias."""
         assert self._index is not None
         for token_id in tokens:
@@ -163,7 +165,7 @@ class Drafter:
                 self._index_rates.observe(guess.match_length, guess.token_ids[0] == token_id)
             self._index.extend((token_id,))
 
-    def _observe_pool(self, tokens: Seq[int]) -> None:
+    def _observe_pool(self, tokens: Sequence[int]) -> None:
         alive = self._branches
         for depth, token_id in enumerate(tokens):
             alive = [branch for branch in alive if len(branch) > depth]
@@ -173,7 +175,7 @@ class Drafter:
             self._pool_rates.observe(depth + 1, bool(alive))
 
 
-def _num_common(a: Seq[int], b: Seq[int]) -> int:
+def _num_common(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common beginning."""
     n = 0
     while n < min(len(a), len(b)) and a[n] == b[n]:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from briton.guidance.guide import Guide
 from briton.local.lookahead.acceptance import AcceptanceRates
-from briton.local.lookahead.habits import Habits
 from briton.local.lookahead.ngram import NgramIndex
-from briton.local.lookahead.words import Words
+from briton.local.lookahead.prompt_respelling import PromptRespelling
+from briton.local.lookahead.token_priors import TokenPriors
 
 _LEAST_GAIN = 0.05  # below it nothing more is proposed
 _FEW_WORDS = 128  # of a mask, those with a token in them: more is free text, where nothing is usual
 _MAX_FREE = 32  # tokens of free text that are known of, the last
 _MAX_BEGINNING = 8  # of them, after which the index knows the words that follow
-# Places without habits: there is no choice, there are too many, the guide has failed. Others are hashes.
+# Kinds of places without a usual token: there is no choice, there are too many, the guide has failed.
 _FORCED, _FREE, _DEAD = -1, -2, -3
 
 
@@ -25,10 +25,10 @@ class GuidedRates:
     """How drafts under guides do. A sequence's lean on its engine's (`prior`)."""
 
     def __init__(self, prior: GuidedRates | None = None) -> None:
-        self.habits: Habits = Habits(None if prior is None else prior.habits)
+        self.token_priors: TokenPriors = TokenPriors(None if prior is None else prior.token_priors)
         # By the length of the match, where the guide allowed what followed it; by the tokens of free text before.
         self.index: AcceptanceRates = AcceptanceRates(None if prior is None else prior.index)
-        self.words: AcceptanceRates = AcceptanceRates(None if prior is None else prior.words)
+        self.respelling: AcceptanceRates = AcceptanceRates(None if prior is None else prior.respelling)
 
 
 class _Guess(NamedTuple):
@@ -40,7 +40,7 @@ class _Guess(NamedTuple):
 class _Place(NamedTuple):
     """Where a token is or would be drafted."""
 
-    habit: int
+    kind: int  # below 0 one of those above, else a hash of the mask
     guesses: list[_Guess]
 
 
@@ -51,13 +51,13 @@ class GuidedDrafter:
     guide, the output may never come.
     """
 
-    def __init__(self, vocab_size: int, rates: GuidedRates, prompt: Seq[int] = ()) -> None:
+    def __init__(self, vocab_size: int, rates: GuidedRates, prompt: Sequence[int] = ()) -> None:
         """`vocab_size`: the width of a logits row; `rates`: the engine's; `prompt`: what the output may take words
         from."""
         self._rates = GuidedRates(rates)
         self._row = np.zeros((vocab_size + 31) // 32, np.int32)
         self._prompt = prompt
-        self._words: Words | None = None  # made when they are first asked for
+        self._respelling: PromptRespelling | None = None  # made when first asked
         self._scout: Guide | None = None  # a copy of the guide, after
         self._num_tokens = 0  # tokens of output,
         self._free: list[int] = []  # the last of which were free text, these
@@ -93,11 +93,11 @@ class GuidedDrafter:
                 places += [_Place(_FORCED, [])] * len(forced)
                 indexed, worded, free = [], [], []
                 continue
-            place = _Place(self._habit(num_words), [])
+            place = _Place(self._place_kind(num_words), [])
             places.append(place)
-            if place.habit == _DEAD or len(chain) == limit:
+            if place.kind == _DEAD or len(chain) == limit:
                 break
-            is_free = place.habit == _FREE
+            is_free = place.kind == _FREE
             if index is not None and not indexed:
                 found = index.propose(limit - len(chain), chain)
                 indexed, match_length = found.token_ids[::-1], found.match_length
@@ -108,8 +108,8 @@ class GuidedDrafter:
             if is_free and 0 < len(free) <= _MAX_BEGINNING:
                 worded = worded or self._continued_word(scout, free, limit - len(chain))
                 if worded and self._holds(worded[-1]):
-                    place.guesses.append(_Guess(self._rates.words, len(free), worded[-1]))
-            token_id, chance = (-1, 0.0) if is_free else self._rates.habits.usual(place.habit)
+                    place.guesses.append(_Guess(self._rates.respelling, len(free), worded[-1]))
+            token_id, chance = (-1, 0.0) if is_free else self._rates.token_priors.usual(place.kind)
             for guess in place.guesses:
                 rate = guess.rates.rate(guess.length)
                 if rate > chance:
@@ -126,20 +126,20 @@ class GuidedDrafter:
             if worded and worded.pop() != token_id:
                 worded = []
         self._chain, self._places = chain, places
-        if places and places[-1].habit == _DEAD:
+        if places and places[-1].kind == _DEAD:
             self._scout = None
         else:
             scout.rollback(len(chain))
         return chain, gains
 
-    def observe(self, token_ids: Seq[int]) -> None:
+    def observe(self, token_ids: Sequence[int]) -> None:
         """The sequence got these tokens since the last proposal."""
         known = 0
         for token_id, place in zip(token_ids, self._places, strict=False):
             known += 1
-            self._free = _extended(self._free, token_id) if place.habit == _FREE else []
-            if place.habit >= 0:
-                self._rates.habits.observe(place.habit, token_id)
+            self._free = _extended(self._free, token_id) if place.kind == _FREE else []
+            if place.kind >= 0:
+                self._rates.token_priors.observe(place.kind, token_id)
             for guess in place.guesses:
                 guess.rates.observe(guess.length, guess.token_id == token_id)
             if known <= len(self._chain) and self._chain[known - 1] != token_id:
@@ -151,7 +151,7 @@ class GuidedDrafter:
         if self._scout is not None and not self._scout.advance(token_ids):
             self._scout = None
 
-    def num_valid(self, token_ids: Seq[int]) -> int:
+    def num_valid(self, token_ids: Sequence[int]) -> int:
         """How many of these tokens the guide of the last proposal would take."""
         scout, n = self._scout, 0
         if scout is not None:
@@ -160,12 +160,12 @@ class GuidedDrafter:
             scout.rollback(n)
         return n
 
-    def _continued_word(self, guide: Guide, free: Seq[int], limit: int) -> list[int]:
-        if self._words is None:
-            self._words = Words(guide.vocabulary, self._prompt)
-        return self._words.continuation(free, limit)[::-1]
+    def _continued_word(self, guide: Guide, free: Sequence[int], limit: int) -> list[int]:
+        if self._respelling is None:
+            self._respelling = PromptRespelling(guide.vocabulary, self._prompt)
+        return self._respelling.continuation(free, limit)[::-1]
 
-    def _habit(self, num_words: int) -> int:
+    def _place_kind(self, num_words: int) -> int:
         """What names the sort of place whose mask has tokens in so many words."""
         if num_words == 0:
             return _DEAD

@@ -11,7 +11,7 @@ from briton.local.lookahead.drafter import Drafter, EngineRates
 from briton.local.lookahead.policy import Proposal, choose
 from briton.local.plan import ScheduledSequence, StepPlan
 from briton.local.sampler import StepLogits
-from briton.local.sequence import Sequence
+from briton.local.sequence import SequenceState
 from briton.local.verification import Verified
 
 logger = logging.getLogger(__name__)
@@ -76,14 +76,14 @@ class Speculator:
             self._give_up(sequence)
             return None
 
-    def _give_up(self, sequence: Sequence) -> None:
+    def _give_up(self, sequence: SequenceState) -> None:
         """Drafts are a convenience: what breaks them, such as a guide that cannot be copied, breaks no request."""
-        logger.exception("request %d goes on without drafts", sequence.request.request.request_id)
+        logger.exception("request %d goes on without drafts", sequence.request.request_id)
         sequence.drafter, sequence.may_draft = None, False
 
-    def _new_drafter(self, sequence: Sequence) -> Drafter | None:
+    def _new_drafter(self, sequence: SequenceState) -> Drafter | None:
         """None where the request has turned lookahead off."""
-        request = sequence.request.request
+        request = sequence.request
         config = request.lookahead or self._engine_config
         if config.is_off:
             return None

@@ -28,11 +28,11 @@ class LeadingForward:
 
     def __call__(self, inputs: StepInputs) -> NDArray[np.float32]:
         """Logits [rows, vocab], valid until the next call."""
-        progress, account = self._communicator.progress, self._communicator.account
+        progress, counters = self._communicator.progress, self._communicator.counters
         started = time.perf_counter()
         progress.enter(Phase.WAITING)
         broadcast_step(self._communicator, inputs)
-        account.broadcast_s += time.perf_counter() - started
+        counters.broadcast_s += time.perf_counter() - started
         progress.enter(Phase.COMPUTING)
         own = self._forward(inputs)
         progress.enter(Phase.WAITING)
@@ -47,7 +47,7 @@ class LeadingForward:
             for span, part in zip(self._spans, [own, *parts], strict=True):
                 logits[:, span.begin : span.end] = part
         progress.enter(Phase.IDLE)
-        account.step_s += time.perf_counter() - started
+        counters.step_s += time.perf_counter() - started
         return logits
 
     def close(self) -> None:
@@ -57,7 +57,7 @@ class LeadingForward:
 
 def follow(communicator: Communicator, forward: Forward) -> None:
     """Compute what rank 0 decides, until it says that nothing follows."""
-    progress, account = communicator.progress, communicator.account
+    progress, counters = communicator.progress, communicator.counters
     buffer = np.empty(BLOCK, np.int32)
     while True:
         progress.enter(Phase.IDLE)
@@ -70,4 +70,4 @@ def follow(communicator: Communicator, forward: Forward) -> None:
         progress.enter(Phase.WAITING)
         if len(logits):
             communicator.send_logits(logits)
-        account.step_s += time.perf_counter() - started
+        counters.step_s += time.perf_counter() - started

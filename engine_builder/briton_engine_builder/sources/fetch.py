@@ -45,7 +45,7 @@ class Fetcher:
         """What the config's checkpoint is, as far as that can be said without network."""
         if self._source is CheckpointSource.LOCAL:
             return fetch_local(self._checkpoint.repo)
-        return self._index.look_up(self._source, self._checkpoint.repo, self._checkpoint.revision)
+        return self._index.look_up(self._source, self._checkpoint.key, self._checkpoint.revision)
 
     def fetch(self, *, progress: bool) -> FetchedCheckpoint:
         """The checkpoint's files, on this machine. Raises BuildError, and ConfigError for a secret that is of no use.
@@ -66,7 +66,7 @@ class Fetcher:
                 raise
             logger.warning("%s: using %s", error, known.path)
             return known
-        self._index.remember(self._source, repo, revision, fetched)
+        self._index.remember(self._source, self._checkpoint.key, revision, fetched)
         return fetched
 
     def _fetch_remote(self, repo: str, revision: str | None, progress: bool) -> FetchedCheckpoint:

@@ -19,7 +19,7 @@ class FetchedCheckpoint:
 
 
 class FetchIndex:
-    """What a (source, repo, revision) was last time: one small JSON file each, in cache_dir/checkpoints/index.
+    """What a (source, repository's key, revision) was last time: one JSON file each, in cache_dir/checkpoints/index.
 
     A branch or "the latest version" stays what it was at the first fetch until its file is deleted.
     """
@@ -27,17 +27,17 @@ class FetchIndex:
     def __init__(self, cache_dir: Path) -> None:
         self.directory = cache_dir / "checkpoints" / "index"
 
-    def look_up(self, source: str, repo: str, revision: str | None) -> FetchedCheckpoint | None:
+    def look_up(self, source: str, key: str, revision: str | None) -> FetchedCheckpoint | None:
         """The remembered checkpoint, whose files may have been deleted since; None when there is none."""
         try:
-            entry = json.loads(self._file(source, repo, revision).read_text(encoding="utf-8"))
+            entry = json.loads(self._file(source, key, revision).read_text(encoding="utf-8"))
             return FetchedCheckpoint(Path(entry["path"]), entry["identity"], dict(entry["source"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None  # as good as never fetched
 
-    def remember(self, source: str, repo: str, revision: str | None, fetched: FetchedCheckpoint) -> None:
+    def remember(self, source: str, key: str, revision: str | None, fetched: FetchedCheckpoint) -> None:
         """Write the entry, replacing an older one at once."""
-        file = self._file(source, repo, revision)
+        file = self._file(source, key, revision)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}.tmp")
         partial.write_text(
@@ -45,6 +45,6 @@ class FetchIndex:
         )
         partial.replace(file)
 
-    def _file(self, source: str, repo: str, revision: str | None) -> Path:
-        key = hashlib.sha256(json.dumps([source, repo, revision]).encode()).hexdigest()[:24]
-        return self.directory / f"{key}.json"
+    def _file(self, source: str, key: str, revision: str | None) -> Path:
+        digest = hashlib.sha256(json.dumps([source, key, revision]).encode()).hexdigest()[:24]
+        return self.directory / f"{digest}.json"

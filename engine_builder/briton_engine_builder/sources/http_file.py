@@ -11,6 +11,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pydantic import SecretStr
+
 from briton import __version__
 from briton.errors import BuildError
 from briton_engine_builder.sources.remote import (
@@ -28,9 +30,12 @@ _HEADERS = {"User-Agent": f"briton/{__version__}", "Accept-Encoding": "identity"
 
 
 class HTTPFile:
-    """RemoteFiles of one file. `public_url` is what errors say; `token` is sent to the URL's host, not to redirects."""
+    """RemoteFiles of one file. `public_url` is what errors say; `token` is sent to the URL's host, not to redirects.
 
-    def __init__(self, url: str, public_url: str, token: str | None) -> None:
+    The one place where the secret of a URL is opened.
+    """
+
+    def __init__(self, url: SecretStr, public_url: str, token: str | None) -> None:
         self._url, self._public_url, self._token = url, public_url, token
 
     def look(self, name: str) -> RemoteFile:
@@ -73,7 +78,7 @@ class HTTPFile:
             return answer.read(CHUNK)
 
     def _open(self, headers: dict[str, str]) -> http.client.HTTPResponse:
-        request = urllib.request.Request(self._url, headers={**_HEADERS, **headers})
+        request = urllib.request.Request(self._url.get_secret_value(), headers={**_HEADERS, **headers})
         if self._token is not None:
             request.add_unredirected_header("Authorization", f"Bearer {self._token}")
         with self._one_line_errors(is_resuming="Range" in headers):

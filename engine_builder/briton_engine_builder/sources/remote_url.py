@@ -30,12 +30,12 @@ _ARCHIVE = "archive.tar.gz"
 def fetch_archive(
     checkpoint: CheckpointRepository, cache_dir: Path, *, token: str | None, progress: bool
 ) -> FetchedCheckpoint:
-    """The model of the archive at checkpoint.repo, below cache_dir. Raises BuildError.
+    """The model of the archive at checkpoint.secret_url, below cache_dir. Raises BuildError.
 
     Fetched again unless the server's ETag or date, and the size, are those of an archive that is here unpacked.
     """
-    url = checkpoint.public_repo
-    remote = HTTPFile(checkpoint.repo, url, token)
+    url = checkpoint.repo
+    remote = HTTPFile(checkpoint.secret_url, url, token)
     file = remote.look(_ARCHIVE)
     version = json.dumps([file.version, file.size])
     directories = CheckpointDirs(cache_dir, checkpoint.name, url)

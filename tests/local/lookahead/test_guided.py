@@ -128,7 +128,7 @@ def test_the_end_of_a_pattern_that_could_go_on_may_be_drafted() -> None:
     assert chain == output
 
 
-def test_the_form_of_one_key_is_the_habit_of_the_next() -> None:
+def test_the_form_of_one_key_is_expected_of_the_next() -> None:
     """The keys differ, so the index knows nothing of what follows them."""
     keys = ("name", "city", "category", "label", "kind", "tags")
     values = dict(zip(keys, ("Ada", "fox", "dog", "jumps", "lazy", "red"), strict=True))
@@ -140,7 +140,7 @@ def test_the_form_of_one_key_is_the_habit_of_the_next() -> None:
     assert steps < num_values + 0.5 * (num_form - num_forced), (steps, len(output), num_values)
 
 
-def test_habits_of_one_request_help_the_next_under_another_schema() -> None:
+def test_token_priors_of_one_request_help_the_next_under_another_schema() -> None:
     engine = Engine()
     first, second = {"name": "Ada", "age": "fox"}, {"category": "dog", "city": "red", "label": "lazy"}
     template, output = GRAMMARS.compile(schema_of(*second)), written(second)

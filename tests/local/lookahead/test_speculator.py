@@ -18,7 +18,7 @@ from briton.local.lookahead.ngram import NgramIndex
 from briton.local.lookahead.speculator import Speculator
 from briton.local.plan import ScheduledSequence
 from briton.local.sampler import Sampled, StepLogits
-from briton.local.sequence import Request, Sequence
+from briton.local.sequence import RequestState, SequenceState
 from briton.local.verification import Verified
 from tests.local.paged_model import EOS, PagedModel, greedy, model_info
 from tests.scripted_guide import ScriptedGuide
@@ -42,7 +42,7 @@ def speculating(lookahead: LookaheadConfig, dynamic: bool, max_draft_tokens: int
 def prefilled(prompt: tuple[int, ...], prediction: tuple[int, ...] = ()) -> ScheduledSequence:
     """A sequence whose whole prompt is in the step."""
     request = GenerationRequest(0, prompt, GREEDY, prediction_token_ids=prediction)
-    return ScheduledSequence(Request.create(request).sequences[0], len(prompt))
+    return ScheduledSequence(RequestState.create(request).sequences[0], len(prompt))
 
 
 def start(
@@ -231,7 +231,7 @@ def test_a_sequence_that_has_ended_keeps_no_index() -> None:
     spec = Speculator(speculating(DYNAMIC, True, 8), CostCurve.flat())
     entry = prefilled(PROMPT)
     spec.drafts([entry])
-    sequence: Sequence = entry.sequence
+    sequence: SequenceState = entry.sequence
     assert sequence.drafter is not None
     sequence.token_ids.append(9)
     sequence.finish_reason = FinishReason.STOP

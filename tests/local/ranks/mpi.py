@@ -31,7 +31,7 @@ def run_ranks(size: int, module: str, *arguments: str, timeout_s: float = 240.0)
 
 
 def world() -> Any:
-    """In a rank: MPI's communicator of all of them, of the thread level that `briton.ranks.seat` asks for."""
+    """In a rank: MPI's communicator of all of them, of the thread level that `briton.ranks.rank_context` asks for."""
     import mpi4py
 
     mpi4py.rc.thread_level = "serialized"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from briton.config.environment import Environment
 from briton.local.model_runner import ModelRunner
 from briton.local.probe import one_sequence
-from briton.local.ranks.peers import Alone
+from briton.local.ranks.collectives import SingleRank
 from briton.local.settings import LocalSettings
 from briton.model.engine_dir import load_manifest
 from briton_engine_builder import build_engine
@@ -19,7 +19,7 @@ from tests.conftest import TinyLlama
 from tests.engine_builder.engines import config_for
 
 
-class Peers(Alone):
+class FailingSum(SingleRank):
     """One rank that is asked for sums all the same, the third of which fails."""
 
     sums_left: int | None = None
@@ -40,12 +40,12 @@ def test_no_graph_swallows_it(tiny_llama: TinyLlama, tmp_path: Path, threads: in
     settings = LocalSettings(
         max_batch_size=4, max_num_tokens=64, max_queue_size=4, kv_cache_tokens=512, threads=threads, precision="f32"
     )
-    peers = Peers()
-    runner = ModelRunner(directory, load_manifest(directory), settings, fixed_sizes=(1, 4), peers=peers)
+    collectives = FailingSum()
+    runner = ModelRunner(directory, load_manifest(directory), settings, fixed_sizes=(1, 4), collectives=collectives)
     for num_tokens in (1, 4, 20):
         whole = runner.forward(one_sequence(num_tokens)).copy()
-        peers.sums_left = 3
+        collectives.sums_left = 3
         with pytest.raises(RuntimeError, match="layer 1 is broken"):
             runner.forward(one_sequence(num_tokens))
-        peers.sums_left = None
+        collectives.sums_left = None
         np.testing.assert_array_equal(runner.forward(one_sequence(num_tokens)), whole)

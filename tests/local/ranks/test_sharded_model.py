@@ -47,7 +47,7 @@ class Team:
 
 
 class Peer:
-    """One rank's peers."""
+    """One rank's collectives."""
 
     def __init__(self, team: Team, rank: int, ranks_on_host: int) -> None:
         self.rank = rank
@@ -73,7 +73,7 @@ class Sharded:
         self._threads = ThreadPoolExecutor(size)
         self.runners = list(
             self._threads.map(
-                lambda rank: ModelRunner(directory, manifest, settings[rank], peers=Peer(team, rank, size)),
+                lambda rank: ModelRunner(directory, manifest, settings[rank], collectives=Peer(team, rank, size)),
                 range(size),
             )
         )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from briton.local.plan import StepInputs
 from briton.local.ranks.steps import LeadingForward, follow
 from briton.model.sharding import Shard, Span
-from briton.ranks.communicator import Account, Communicator
+from briton.ranks.communicator import Communicator, RankCounters
 from briton.ranks.progress import Phase, Progress
 from tests.local.ranks.test_step_buffer import step_of
 from tests.processes import wait_until
@@ -41,7 +41,7 @@ class Threads:
     def __init__(self, rank: int, ranks: list[Threads]) -> None:
         self.rank = rank
         self.progress = _Recorded()
-        self.account = Account()
+        self.counters = RankCounters()
         self._ranks = ranks
         self._inbox: queue.SimpleQueue[NDArray[np.int32]] = queue.SimpleQueue()
         self._logits: queue.SimpleQueue[NDArray[np.float32]] = queue.SimpleQueue()
@@ -124,7 +124,7 @@ def test_where_each_rank_is_and_where_time_goes(leading: LeadingForward, ranks: 
     for other in ranks[1:]:
         wait_until(lambda: other.progress.phases.count(Phase.IDLE) == 2)  # noqa: B023
         assert other.progress.phases == [Phase.IDLE, Phase.COMPUTING, Phase.WAITING, Phase.IDLE]
-        assert other.account.step_s > 0
-        assert other.account.broadcast_s == 0
-    account = ranks[0].account
-    assert 0 < account.broadcast_s < account.step_s
+        assert other.counters.step_s > 0
+        assert other.counters.broadcast_s == 0
+    counters = ranks[0].counters
+    assert 0 < counters.broadcast_s < counters.step_s

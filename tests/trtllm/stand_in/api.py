@@ -90,7 +90,7 @@ def _default(text: str, names: dict[str, Any]) -> Any:
     owner, _, member = text.rpartition(".")
     if owner in names:
         return names[owner][member]
-    members = [e[text] for e in names.values() if isinstance(e, enum.EnumMeta) and text in e.__members__]
+    members: list[Any] = [e[text] for e in names.values() if isinstance(e, enum.EnumMeta) and text in e.__members__]
     if members:
         return members[0]
     try:

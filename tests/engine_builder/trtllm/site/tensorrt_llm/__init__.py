@@ -35,14 +35,16 @@ def _log(**call: Any) -> None:
 def _signature(parameters: list[dict[str, Any]], keyword_only_after: int | None) -> inspect.Signature:
     kind = inspect.Parameter
     return inspect.Signature(
-        kind(
-            p["name"],
-            kind.POSITIONAL_OR_KEYWORD
-            if keyword_only_after is not None and number < keyword_only_after
-            else kind.KEYWORD_ONLY,
-            default=kind.empty if p["required"] else p["default"],
-        )
-        for number, p in enumerate(parameters)
+        [
+            kind(
+                p["name"],
+                kind.POSITIONAL_OR_KEYWORD
+                if keyword_only_after is not None and number < keyword_only_after
+                else kind.KEYWORD_ONLY,
+                default=kind.empty if p["required"] else p["default"],
+            )
+            for number, p in enumerate(parameters)
+        ]
     )
 
 
@@ -96,7 +98,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-ENUMS = {name: enum.Enum(name, e["members"]) for name, e in TABLE["enums"].items()}
+ENUMS: dict[str, Any] = {name: enum.Enum(name, e["members"]) for name, e in TABLE["enums"].items()}
 CLASSES = {name: _class(name, described) for name, described in TABLE["classes"].items() if name != "LLM"}
 _LLM_SIGNATURE = _signature(TABLE["classes"]["LLM"]["parameters"], TABLE["classes"]["LLM"]["keyword_only_after"])
 
@@ -184,7 +186,7 @@ def quantize_and_export(*args: Any, **kwargs: Any) -> None:
     described = TABLE["functions"]["quantize_and_export"]
     given = _bind("quantize_and_export", _signature(described["parameters"], None), args, kwargs)
     module = sys.modules[described["module"]]
-    _log(call="quantize_and_export", recipe=module.quant_cfg_choices()[given["qformat"]], **kwargs)  # type: ignore[attr-defined]
+    _log(call="quantize_and_export", recipe=module.quant_cfg_choices()[given["qformat"]], **kwargs)
     _dataset(given["calib_dataset"])
     model = json.loads((Path(given["model_dir"]) / "config.json").read_text(encoding="utf-8"))
     output = Path(given["output_dir"])

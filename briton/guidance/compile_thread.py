@@ -14,7 +14,7 @@ from briton.errors import QueueFull
 T = TypeVar("T")
 
 
-class CompileLane:
+class CompileThread:
     """Runs one compile after the other, first come, first served. For one event loop."""
 
     def __init__(self, name: str, max_wait_s: float) -> None:

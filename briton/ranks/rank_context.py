@@ -1,4 +1,4 @@
-"""A rank's place in its job: how it takes it, and what it has there."""
+"""What a rank has of its job: how it joins the other ranks, and what it talks to them with."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from typing import Any, Literal
 from briton.engine.types import RankStats
 from briton.errors import BritonError, ConfigError
 from briton.ranks.communicator import Communicator
-from briton.ranks.hub import Departure, Failure, Hub
+from briton.ranks.failure_rules import LIBRARY_LOADING_SILENCE_S
+from briton.ranks.hub import Hub, JobFailure, LeaderExit
 from briton.ranks.member import Member
 from briton.ranks.memory import proportional_set_size
 from briton.ranks.messages import HubAddress
-from briton.ranks.verdict import LIBRARY_LOADING_SILENCE_S
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class RankContext:
     """One rank among those of its model."""
 
     communicator: Communicator | None  # None: TensorRT-LLM's ranks talk to each other by themselves
     member: Member
 
 
-def take_seat(rank: int, size: int, member: Member | None, executor: Literal["local", "trtllm"] = "local") -> Seat:
+def join_ranks(
+    rank: int, size: int, member: Member | None, executor: Literal["local", "trtllm"] = "local"
+) -> RankContext:
     """Join the other ranks over MPI.
 
     `member` is this rank's membership where a launcher of ours has started it; without it (mpiexec or srun was called
@@ -47,11 +49,11 @@ def take_seat(rank: int, size: int, member: Member | None, executor: Literal["lo
     member = member or Member(_own_hub(world), rank)
     if not is_local:
         member.expect_silence(LIBRARY_LOADING_SILENCE_S)
-        return Seat(None, member)
+        return RankContext(None, member)
     communicator = Communicator(world, member.progress)
-    communicator.account.base_pss_bytes = proportional_set_size()
-    member.own_stats = lambda: RankStats(rank, **asdict(communicator.account))
-    return Seat(communicator, member)
+    communicator.counters.base_pss_bytes = proportional_set_size()
+    member.own_stats = lambda: RankStats(rank, **asdict(communicator.counters))
+    return RankContext(communicator, member)
 
 
 def leave_world() -> None:
@@ -97,7 +99,7 @@ def _own_hub(world: Any) -> HubAddress:
     return HubAddress.parse(world.bcast(address))
 
 
-def _tell(event: Failure | Departure) -> None:
+def _tell(event: JobFailure | LeaderExit) -> None:
     """The members have been told, and end; so does whoever called mpiexec."""
-    if isinstance(event, Failure):
+    if isinstance(event, JobFailure):
         logger.error("the job has failed: %s", event.message)

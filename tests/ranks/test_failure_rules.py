@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from briton.ranks.failure_rules import LOADING_SILENCE_S, PATIENCE, SILENCE_S, STUCK_S, RankState, find_failure
 from briton.ranks.progress import Phase, Progress, Snapshot
-from briton.ranks.verdict import LOADING_SILENCE_S, PATIENCE, SILENCE_S, STUCK_S, RankState, judge
 
 IDLE, COMPUTING, WAITING = Phase.IDLE, Phase.COMPUTING, Phase.WAITING
 
@@ -22,82 +22,82 @@ def state(
     return RankState(host, silence_s, is_serving, Snapshot(phase, seconds, 7, longest_s))
 
 
-def judged(*states: RankState) -> tuple[str, int | None] | None:
-    verdict = judge(dict(enumerate(states)))
-    return None if verdict is None else (verdict.message, verdict.rank)
+def found(*states: RankState) -> tuple[str, int | None] | None:
+    failure = find_failure(dict(enumerate(states)))
+    return None if failure is None else (failure.message, failure.rank)
 
 
 def test_a_silent_rank_is_named() -> None:
     silent = state(WAITING, 0.1, silence_s=SILENCE_S + 0.1, host="right")
-    assert judged(state(WAITING, 2.0), silent) == ("rank 1 on right has not been heard of for 2.1 s", 1)
-    assert judged(state(), state(silence_s=SILENCE_S - 0.1)) is None
+    assert found(state(WAITING, 2.0), silent) == ("rank 1 on right has not been heard of for 2.1 s", 1)
+    assert found(state(), state(silence_s=SILENCE_S - 0.1)) is None
 
 
 def test_an_idle_rank_is_missed_as_well() -> None:
-    assert judged(state(silence_s=SILENCE_S + 1), state()) == ("rank 0 on left has not been heard of for 3.0 s", 0)
+    assert found(state(silence_s=SILENCE_S + 1), state()) == ("rank 0 on left has not been heard of for 3.0 s", 0)
 
 
 def test_loading_takes_its_time() -> None:
     loading = state(silence_s=LOADING_SILENCE_S - 1, is_serving=False)
-    assert judged(loading, loading) is None
-    assert judged(state(WAITING, 3600), loading) is None  # warm-up steps wait for ranks that load
-    assert judged(state(COMPUTING, 3600), loading) is None
+    assert found(loading, loading) is None
+    assert found(state(WAITING, 3600), loading) is None  # warm-up steps wait for ranks that load
+    assert found(state(COMPUTING, 3600), loading) is None
     lost = state(silence_s=LOADING_SILENCE_S + 1, is_serving=False)
-    assert judged(state(), lost) == ("rank 1 on left has not been heard of for 61.0 s", 1)
+    assert found(state(), lost) == ("rank 1 on left has not been heard of for 61.0 s", 1)
 
 
 def test_a_rank_that_serves_must_speak_while_others_load() -> None:
-    verdict = judged(state(silence_s=SILENCE_S + 1), state(is_serving=False))
-    assert verdict is not None
-    assert verdict[1] == 0
+    failure = found(state(silence_s=SILENCE_S + 1), state(is_serving=False))
+    assert failure is not None
+    assert failure[1] == 0
 
 
 def test_all_idle() -> None:
-    assert judged(state(IDLE, 3600), state(IDLE, 3600)) is None
+    assert found(state(IDLE, 3600), state(IDLE, 3600)) is None
 
 
 @pytest.mark.parametrize("others", [WAITING, IDLE], ids=["lost sum", "lost broadcast"])
 def test_a_collective_that_never_completes(others: Phase) -> None:
     """All wait in a sum; or rank 0 waits in a step that the others, idle, have never heard of."""
-    assert judged(state(WAITING, STUCK_S), state(others, STUCK_S + 9, silence_s=0)) == (
+    assert found(state(WAITING, STUCK_S), state(others, STUCK_S + 9, silence_s=0)) == (
         "the ranks have waited for each other for 2.1 s: a collective never completed",
         None,
     )
-    assert judged(state(WAITING, STUCK_S - 0.2), state(others, STUCK_S + 9)) is None
-    assert judged(state(WAITING, STUCK_S + 9), state(others, 0.01)) is None  # it has just got there
+    assert found(state(WAITING, STUCK_S - 0.2), state(others, STUCK_S + 9)) is None
+    assert found(state(WAITING, STUCK_S + 9), state(others, 0.01)) is None  # it has just got there
 
 
 def test_time_since_the_last_word_counts() -> None:
-    assert judged(state(WAITING, 1.5, silence_s=0.6), state(WAITING, 1.5, silence_s=0.6)) is not None
-    assert judged(state(WAITING, 1.5, silence_s=0.4), state(WAITING, 1.5, silence_s=0.4)) is None
+    assert found(state(WAITING, 1.5, silence_s=0.6), state(WAITING, 1.5, silence_s=0.6)) is not None
+    assert found(state(WAITING, 1.5, silence_s=0.4), state(WAITING, 1.5, silence_s=0.4)) is None
 
 
 def test_waiting_for_a_rank_that_computes() -> None:
     """As long as the one computes, the others wait in good order."""
-    assert judged(state(WAITING, STUCK_S - 0.2), state(COMPUTING, STUCK_S - 0.2)) is None
+    assert found(state(WAITING, STUCK_S - 0.2), state(COMPUTING, STUCK_S - 0.2)) is None
 
 
 def test_a_computation_without_end() -> None:
-    assert judged(state(WAITING, 2.0), state(COMPUTING, STUCK_S + 0.2, host="right", silence_s=0)) == (
+    assert found(state(WAITING, 2.0), state(COMPUTING, STUCK_S + 0.2, host="right", silence_s=0)) == (
         "rank 1 on right has computed for 2.2 s without reaching the next collective",
         1,
     )
-    assert judged(state(WAITING, 0.1), state(COMPUTING, STUCK_S - 0.1, silence_s=0)) is None
+    assert found(state(WAITING, 0.1), state(COMPUTING, STUCK_S - 0.1, silence_s=0)) is None
 
 
 def test_patience_grows_with_what_computing_has_taken() -> None:
     """A prefill may take many times what steps took so far, on any rank."""
     slow = state(WAITING, 8.0, longest_s=0.2)
     within, beyond = PATIENCE * 0.2 - 0.5, PATIENCE * 0.2 + 0.5
-    assert judged(slow, state(COMPUTING, within)) is None
-    verdict = judged(slow, state(COMPUTING, beyond))
-    assert verdict is not None
-    assert verdict[1] == 1
-    assert judged(state(WAITING, 8.0), state(COMPUTING, within)) is not None
+    assert found(slow, state(COMPUTING, within)) is None
+    failure = found(slow, state(COMPUTING, beyond))
+    assert failure is not None
+    assert failure[1] == 1
+    assert found(state(WAITING, 8.0), state(COMPUTING, within)) is not None
 
 
 def test_nobody() -> None:
-    assert judge({}) is None
+    assert find_failure({}) is None
 
 
 def test_progress_counts_phases_and_the_longest_computation(monkeypatch: pytest.MonkeyPatch) -> None:

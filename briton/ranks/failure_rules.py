@@ -28,32 +28,34 @@ class RankState:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RankFailure:
     """What is wrong, in a sentence."""
 
     message: str
     rank: int | None = None  # the one to blame, where it is one
 
 
-def judge(states: Mapping[int, RankState]) -> Verdict | None:
+def find_failure(states: Mapping[int, RankState]) -> RankFailure | None:
     """What is wrong with the job; None where all is well."""
     for rank, state in states.items():
         limit = SILENCE_S if state.is_serving else state.loading_silence_s
         if state.silence_s > limit:
-            return Verdict(f"{name(rank, state.host)} has not been heard of for {state.silence_s:.1f} s", rank)
+            return RankFailure(f"{name(rank, state.host)} has not been heard of for {state.silence_s:.1f} s", rank)
     if not states or not all(state.is_serving for state in states.values()):
         return None
     waits = [state.progress.seconds + state.silence_s for state in states.values()]
     phases = [state.progress.phase for state in states.values()]
     if Phase.COMPUTING not in phases:
         if Phase.WAITING in phases and min(waits) > STUCK_S:
-            return Verdict(f"the ranks have waited for each other for {min(waits):.1f} s: a collective never completed")
+            return RankFailure(
+                f"the ranks have waited for each other for {min(waits):.1f} s: a collective never completed"
+            )
         return None
     limit = max(STUCK_S, PATIENCE * max(state.progress.longest_s for state in states.values()))
     for (rank, state), seconds in zip(states.items(), waits, strict=True):
         if state.progress.phase is Phase.COMPUTING and seconds > limit:
             told = f"{name(rank, state.host)} has computed for {seconds:.1f} s without reaching the next collective"
-            return Verdict(told, rank)
+            return RankFailure(told, rank)
     return None
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from briton.local.models.all_reduce import SumOverRanks
 
 
-class Peers(Protocol):
+class Collectives(Protocol):
     """The ranks of one model, seen from one of them. All ranks make the same calls (`communicator.Communicator`)."""
 
     @property
@@ -34,7 +34,7 @@ class Peers(Protocol):
         ...
 
 
-class Alone:
+class SingleRank:
     """One rank, which agrees with itself."""
 
     rank = 0
@@ -42,9 +42,9 @@ class Alone:
     sum_over_ranks: SumOverRanks | None = None
 
     def smallest(self, value: int) -> int:
-        """See Peers."""
+        """See Collectives."""
         return value
 
     def sum_on_host(self, value: int) -> int:
-        """See Peers."""
+        """See Collectives."""
         return value

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from briton.guidance.vocabulary import Vocabulary
-from briton.local.lookahead import words as module
-from briton.local.lookahead.words import Words
+from briton.local.lookahead import prompt_respelling as module
+from briton.local.lookahead.prompt_respelling import PromptRespelling
 from tests.guidance import vocabularies
 
 NAMES = {"byte_level": vocabularies.byte_level(), "sentencepiece": vocabularies.sentencepiece()}
@@ -23,16 +23,16 @@ def vocabulary(request: pytest.FixtureRequest) -> Vocabulary:
 def following(vocabulary: Vocabulary, text: str, beginning: str, limit: int = 8) -> str:
     """The text that follows a beginning, which is spelled as it would be in full."""
     said = vocabulary.tokenize(beginning)
-    found = Words(vocabulary, vocabulary.tokenize(text)).continuation(said, limit)
+    found = PromptRespelling(vocabulary, vocabulary.tokenize(text)).continuation(said, limit)
     return (vocabulary.spell(found) or b"").decode()
 
 
 def test_a_word_goes_on_as_it_would_be_spelled_alone(vocabulary: Vocabulary) -> None:
     text = "The train from Lovelace to Zürich leaves at ten."
     whole = vocabulary.tokenize("Lovelace to Zürich")
-    words = Words(vocabulary, vocabulary.tokenize(text))
+    respelling = PromptRespelling(vocabulary, vocabulary.tokenize(text))
     for cut in range(1, len(whole)):
-        found = words.continuation(whole[:cut], 3)
+        found = respelling.continuation(whole[:cut], 3)
         assert found
         assert found[: len(whole) - cut] == whole[cut : cut + len(found)]
 
@@ -57,19 +57,19 @@ def test_a_line_ends_it_and_no_word_is_cut() -> None:
 
 
 def test_what_is_not_there_is_not_continued(vocabulary: Vocabulary) -> None:
-    words = Words(vocabulary, vocabulary.tokenize("the quick brown fox"))
-    assert words.continuation([], 8) == []
-    assert words.continuation(vocabulary.tokenize("slow"), 8) == []
-    assert words.continuation([vocabulary.vocab_size - 1], 8) == [], "a token that is no text"
-    assert words.continuation([10**9, -1], 8) == []
-    assert Words(vocabulary, []).continuation(vocabulary.tokenize("the"), 8) == []
+    respelling = PromptRespelling(vocabulary, vocabulary.tokenize("the quick brown fox"))
+    assert respelling.continuation([], 8) == []
+    assert respelling.continuation(vocabulary.tokenize("slow"), 8) == []
+    assert respelling.continuation([vocabulary.vocab_size - 1], 8) == [], "a token that is no text"
+    assert respelling.continuation([10**9, -1], 8) == []
+    assert PromptRespelling(vocabulary, []).continuation(vocabulary.tokenize("the"), 8) == []
 
 
 def test_control_tokens_end_a_line() -> None:
     words = NAMES["byte_level"]
     vocabulary = Vocabulary(words.token_bytes, vocab_size=words.vocab_size, stop_token_ids=(0,), encode=words.encode)
     prompt = [*words.encode("say green"), 2, *words.encode(" dog")]
-    assert Words(vocabulary, prompt).continuation(words.encode("green"), 8) == []
+    assert PromptRespelling(vocabulary, prompt).continuation(words.encode("green"), 8) == []
 
 
 def test_of_a_long_text_the_end_is_searched(monkeypatch: pytest.MonkeyPatch, vocabulary: Vocabulary) -> None:
@@ -85,4 +85,4 @@ def test_a_beginning_that_would_be_another_token_is_left_alone() -> None:
     vocabulary = Vocabulary(words.token_bytes, vocab_size=words.vocab_size, stop_token_ids=(0,), encode=words.encode)
     assert len(words.encode("é")) == 1
     half = words.token_bytes.index("é".encode()[:1])
-    assert Words(vocabulary, words.encode("au é ou")).continuation([half], 8) == []
+    assert PromptRespelling(vocabulary, words.encode("au é ou")).continuation([half], 8) == []

@@ -6,7 +6,7 @@ Most vocabularies have a word's space in its first token. A value of JSON stands
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 
 from briton.guidance.vocabulary import Vocabulary
 
@@ -14,16 +14,16 @@ _MAX_TOKENS = 16_384  # of a prompt are searched, its last: a search takes 10 us
 _BYTES_PER_TOKEN = 6  # of the text that is spelled anew
 
 
-class Words:
+class PromptRespelling:
     """A text, by what follows in it."""
 
-    def __init__(self, vocabulary: Vocabulary, token_ids: Seq[int]) -> None:
+    def __init__(self, vocabulary: Vocabulary, token_ids: Sequence[int]) -> None:
         """Tokens that are no text end a line."""
         self._vocabulary = vocabulary
         token_bytes = vocabulary.token_bytes
         self._text = b"".join([token_bytes[t] or b"\n" for t in token_ids[-_MAX_TOKENS:]]) + b"\n"
 
-    def continuation(self, token_ids: Seq[int], limit: int) -> list[int]:
+    def continuation(self, token_ids: Sequence[int], limit: int) -> list[int]:
         """About `limit` tokens, of whole words of one line, that follow where the text has these after a space, last
         of all; none where it has not, or where they would be other tokens, too, with what follows them."""
         said = self._vocabulary.spell(token_ids)

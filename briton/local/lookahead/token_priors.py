@@ -3,7 +3,7 @@
 JSON is mostly form: a key is forced, but the spaces around it are a choice, and a forced run ends there. The choices
 are few and of few sorts, and a model makes them alike each time: after a comma a new line and two spaces, after a colon
 a space and a quote. Which tokens may come says which sort of place it is, for any schema or pattern: so a place is
-known by its mask, and the habits of one request help the next.
+known by its mask, and what one request chose helps the next.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _PRIOR_WEIGHT = 1.0  # tokens
 _FORGOTTEN = 0.01  # tokens
 
 
-class Habits:
+class TokenPriors:
     """Tokens chosen at places where a guide leaves few choices. A sequence's lean on its engine's (`prior`)."""
 
-    def __init__(self, prior: Habits | None = None) -> None:
+    def __init__(self, prior: TokenPriors | None = None) -> None:
         self._prior = prior
         self._decay = _ENGINE_DECAY if prior is None else _SEQUENCE_DECAY
         self._counts: OrderedDict[int, dict[int, float]] = OrderedDict()  # of each place, the latest last

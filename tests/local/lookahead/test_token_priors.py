@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from briton.local.lookahead import habits as module
-from briton.local.lookahead.habits import Habits
+from briton.local.lookahead import token_priors as module
+from briton.local.lookahead.token_priors import TokenPriors
 
 
-def test_habits_follow_what_is_chosen_now() -> None:
-    habits = Habits(Habits())
-    assert habits.usual(1) == (-1, 0.0)
-    habits.observe(1, 7)
-    first = habits.usual(1)
-    habits.observe(1, 7)
-    second = habits.usual(1)
+def test_token_priors_follow_what_is_chosen_now() -> None:
+    priors = TokenPriors(TokenPriors())
+    assert priors.usual(1) == (-1, 0.0)
+    priors.observe(1, 7)
+    first = priors.usual(1)
+    priors.observe(1, 7)
+    second = priors.usual(1)
     assert first[0] == second[0] == 7
     assert first[1] < second[1] < 1
-    habits.observe(1, 9)
-    habits.observe(1, 9)
-    assert habits.usual(1)[0] == 9
+    priors.observe(1, 9)
+    priors.observe(1, 9)
+    assert priors.usual(1)[0] == 9
 
 
-def test_a_new_sequence_begins_with_the_engines_habits() -> None:
-    engine = Habits()
+def test_a_new_sequence_begins_with_the_engines_token_priors() -> None:
+    engine = TokenPriors()
     for _ in range(10):
-        Habits(engine).observe(1, 7)
-    another = Habits(engine)
+        TokenPriors(engine).observe(1, 7)
+    another = TokenPriors(engine)
     assert another.usual(1) == engine.usual(1)
     another.observe(1, 8)
     assert another.usual(1)[0] in (7, 8)
@@ -33,8 +33,8 @@ def test_a_new_sequence_begins_with_the_engines_habits() -> None:
     assert engine.usual(1)[0] == 7
 
 
-def test_habits_are_bounded() -> None:
-    engine = Habits()
+def test_token_priors_are_bounded() -> None:
+    engine = TokenPriors()
     for place in range(2 * module._MAX_PLACES):
         engine.observe(place, 1)
         engine.observe(0, place)

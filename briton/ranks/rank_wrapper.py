@@ -13,7 +13,7 @@ OUTLIVE_S = 6.0  # longer than `launcher` waits for rank 0's farewell
 _PR_SET_PDEATHSIG = 1
 
 
-def enter_shelter(outlive_s: float = OUTLIVE_S) -> None:
+def fork_rank(outlive_s: float = OUTLIVE_S) -> None:
     """Fork: the child returns, and is the rank; the parent never does. To be called before there are threads.
 
     The parent passes SIGTERM and SIGINT on, ends with the rank when that ends well, and `outlive_s` later with the same
