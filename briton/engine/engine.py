@@ -117,6 +117,8 @@ class Engine:
         prediction_token_ids: tuple[int, ...] = (),
         timeout_s: float | None = None,
         lora: str | None = None,
+        caller: str = "",
+        has_limit: bool = True,
     ) -> RequestStream:
         """Accept a request; close the stream (it is a context manager) to cancel it. `timeout_s` counts from now.
 
@@ -135,6 +137,8 @@ class Engine:
             lookahead=lookahead,
             prediction_token_ids=prediction_token_ids,
             lora=lora,
+            caller=caller,
+            has_limit=has_limit,
         )
         if guide is not None:
             check_request(request, self.info)  # what can never run is not worth a compilation
@@ -219,6 +223,8 @@ class Engine:
                 num_prompt_tokens=len(request.prompt_token_ids),
                 num_sequences=request.sampling.n,
                 max_output_tokens=request.sampling.max_tokens,
+                has_limit=request.has_limit,
+                caller=request.caller,
                 priority=request.priority,
                 deadline=deadline,
             )

@@ -67,6 +67,8 @@ class GenerationRequest:
     prediction_token_ids: tuple[int, ...] = ()  # what the output may repeat: drafts are taken from it, never tokens
     timeout_s: float | None = None  # its caller gives up then, and cancels: an executor may end it by itself
     lora: str | None = None  # one of ModelInfo.lora_adapters; None: the model itself
+    caller: str = ""  # whom it is for: callers are served equally
+    has_limit: bool = True  # its caller has set max_tokens; else that is what the context leaves, and no promise
 
 
 @dataclass(frozen=True, slots=True)
