@@ -5,7 +5,8 @@
 #   docker build --target gpu -t briton:gpu . && docker run --rm --gpus all --shm-size 1g --ulimit memlock=-1 \
 #       -p 8000:8000 -v briton-cache:/cache -v "$PWD/config.yaml:/config/config.yaml:ro" briton:gpu
 #
-# Checkpoints and engines are kept in /cache. The gateway listens on 8000, the engine's gRPC on 50051 when --host says so.
+# Checkpoints and engines are kept in /cache. The gateway listens on 8000. The engine's gRPC asks for no credentials and
+# stays inside; cluster clients are let in by `--grpc-host 0.0.0.0` and `-p 50051:50051`.
 # Neither target has been built where this is tested, which has no container engine; the GPU target has not run at all.
 
 FROM python:3.12-slim AS cpu
@@ -22,7 +23,7 @@ RUN pip install --no-cache-dir '.[s3,gcs,azure]' \
     && install -d -o briton -g briton /cache
 USER briton
 VOLUME /cache
-EXPOSE 8000 50051
+EXPOSE 8000
 # Building an engine comes first, and takes its time.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=15m --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
@@ -45,7 +46,7 @@ RUN pip install --no-cache-dir -c constraints/tensorrt-llm-1.2.1.txt '.[s3,gcs,a
     && install -d -o briton -g briton /cache
 USER briton
 VOLUME /cache
-EXPOSE 8000 50051
+EXPOSE 8000
 # An engine of a large model is built for hours, once.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=4h --retries=3 \
     CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]

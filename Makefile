@@ -8,7 +8,7 @@ GPU_PYTHON ?= python3
 GPU_MODEL ?= Qwen/Qwen2.5-0.5B-Instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help serve install dev test test-fast test-gpu constraints check lint-imports format proto bench peers clean
+.PHONY: help serve install dev test test-fast test-gpu constraints check lint-imports format proto reference docs bench peers clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,7 @@ check: dev lint-imports ## ruff, mypy --strict, import contracts, generated file
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tests/generated.py --check
+	$(BIN)/python -m tools.docs --check
 
 lint-imports: dev ## who may import whom: pyproject.toml, [tool.importlinter]
 	$(BIN)/lint-imports
@@ -47,6 +48,12 @@ format: dev ## let ruff rewrite what it can
 
 proto: dev ## briton/v1 from proto/
 	$(BIN)/python tests/generated.py
+
+reference: dev ## the documentation's tables, pictures and the config's JSON schema, from the code
+	$(BIN)/python -m tools.docs
+
+docs: $(VENV)/.docs ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: install ## our executor and server measured, against the peers where `make peers` has put them
 	$(BIN)/python benchmarks/bench_step.py
@@ -73,6 +80,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/.created
 $(VENV)/.dev: pyproject.toml | $(VENV)/.created
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.created
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
 
 $(PEERS)/.installed: benchmarks/peers/requirements.txt benchmarks/peers/compiled.txt
 	$(PYTHON) -m venv $(PEERS)

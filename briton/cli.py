@@ -93,8 +93,11 @@ def _host_and_port(address: str) -> str:
 ConfigOption = Annotated[Path, typer.Option("--config", metavar="FILE", help="The model's config.yaml.")]
 HostOption = Annotated[
     str | None,
-    typer.Option(metavar="HOST", help="Address to listen on. Default: the config's briton.host, 127.0.0.1."),
+    typer.Option(metavar="HOST", help="Address of HTTP to listen on. Default: the config's briton.host, 127.0.0.1."),
 ]
+_GRPC_HOST_HELP = "Address of gRPC to listen on. Default: the config's briton.grpc_host, 127.0.0.1."
+GrpcHostOption = Annotated[str | None, typer.Option("--grpc-host", metavar="HOST", help=_GRPC_HOST_HELP)]
+EngineHostOption = Annotated[str | None, typer.Option("--host", metavar="HOST", help=_GRPC_HOST_HELP)]
 SupervisedOption = Annotated[bool, typer.Option("--supervised", hidden=True, help="End when standard input closes.")]
 HttpPortOption = Annotated[
     int | None,
@@ -116,7 +119,9 @@ GrpcPortOption = Annotated[
 ]
 ExecutorOption = Annotated[
     ExecutorName | None,
-    typer.Option("--executor", help="Plan for this executor. Default: the one that would run here."),
+    typer.Option(
+        "--executor", metavar="trtllm|local", help="Plan for this executor. Default: the one that would run here."
+    ),
 ]
 ModelConfigOption = Annotated[
     Path | None,
@@ -144,6 +149,7 @@ def serve(
     config: ConfigOption,
     host: HostOption = None,
     port: HttpPortOption = None,
+    grpc_host: GrpcHostOption = None,
     grpc_port: GrpcPortOption = None,
     hostfile: HostfileOption = None,
 ) -> None:
@@ -158,7 +164,7 @@ def serve(
     from briton.process.serve import serve as run
     from briton_engine_builder import build_engine
 
-    options = ServeOptions(host, port, grpc_port, hostfile, context.obj.debug)
+    options = ServeOptions(host, port, grpc_host, grpc_port, hostfile, context.obj.debug)
     raise typer.Exit(run(loaded, load_environment(), options, writer, build_engine))
 
 
@@ -196,7 +202,7 @@ def engine(
         Path | None,
         typer.Option("--engine-dir", metavar="DIR", help="Default: the cached engine, built if need be."),
     ] = None,
-    host: HostOption = None,
+    host: EngineHostOption = None,
     port: GrpcPortOption = None,
     hostfile: HostfileOption = None,
     supervised: SupervisedOption = False,
@@ -219,7 +225,7 @@ def engine(
             from briton_engine_builder import build_engine
 
             engine_dir = build_engine(loaded, environment)
-        host = loaded.briton.host if host is None else host
+        host = loaded.briton.grpc_host if host is None else host
         port = loaded.briton.grpc_port if port is None else port
         options = EngineOptions(host, port, hostfile, context.obj.debug)
         code = run_engine_command(loaded, engine_dir, options, environment, member)

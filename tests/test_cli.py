@@ -46,7 +46,7 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("serve", ("--config", "--host", "--port", "--grpc-port", "--hostfile")),
+        ("serve", ("--config", "--host", "--port", "--grpc-host", "--grpc-port", "--hostfile")),
         ("build", ("--config", "--dry-run", "--executor", "--offline", "--model-config", "--json")),
         ("engine", ("--config", "--engine-dir", "--host", "--port", "--hostfile")),
         ("gateway", ("--config", "--engine", "--tokenizer", "--host", "--port")),

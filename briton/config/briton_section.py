@@ -13,21 +13,27 @@ from briton.config.section import refuse
 
 _Port = Annotated[int, Field(ge=0, le=65_535)]  # 0: any free port
 _Count = Annotated[int, Field(ge=1)]
+_Host = Annotated[str, Field(min_length=1)]
 _Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class LocalSection(_Strict):
     """The local executor."""
 
-    threads: _Count | None = None  # None: all cores
-    precision: Literal["auto", "bf16", "f32"] = "auto"  # auto: bf16 where the CPU has it; f32: float32 everything
-    kv_cache_dtype: Literal["bf16", "u8", "f32"] | None = None  # None: as quantization_type and precision say
-    kv_cache_tokens: _Count | None = None  # None: sized from memory
+    threads: _Count | None = None
+    """Threads of the model. Unset: all cores. Ranks of one host divide them."""
+    precision: Literal["auto", "bf16", "f32"] = "auto"
+    """`auto` is `bf16` where the CPU has it, else `f32`; `f32` asks for float32 everything."""
+    kv_cache_dtype: Literal["bf16", "u8", "f32"] | None = None
+    """Type of the KV cache. Unset: as `quantization_type` and `precision` say."""
+    kv_cache_tokens: _Count | None = None
+    """Size of the KV cache in tokens. Unset: from the memory that is free. One of the two sizes can be given."""
     kv_cache_memory_bytes: _Count | None = None
+    """Size of the KV cache in bytes, instead of `kv_cache_tokens`."""
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
@@ -40,10 +46,15 @@ class GuidedDecodingSection(_Strict):
     """Limits on the schemas, patterns and choices that requests bring."""
 
     max_schema_bytes: _Count = 262_144
+    """Larger schemas are refused, in bytes of JSON."""
     max_depth: _Count = 32
+    """Deeper schemas are refused."""
     compile_timeout_s: _Seconds = 5.0
+    """A schema or pattern that takes longer to compile is refused."""
     compile_memory_bytes: _Count = 2 * 1024**3
-    whitespace_pattern: str = r"[\x20\x0A]{1,4}"  # between the tokens of JSON
+    """A schema or pattern that takes more memory to compile is refused."""
+    whitespace_pattern: str = r"[\x20\x0A]{1,4}"
+    """Whitespace that is allowed between the tokens of JSON."""
 
     @field_validator("whitespace_pattern")
     @classmethod
@@ -58,35 +69,59 @@ class GuidedDecodingSection(_Strict):
 class MpiSection(_Strict):
     """How the ranks of a tensor-parallel engine are started."""
 
-    mpiexec: Annotated[str, Field(min_length=1)] | None = None  # None: beside this Python, else of the PATH
-    hostfile: Annotated[Path, Field(strict=False)] | None = None  # relative to the config; None: all ranks here
-    arguments: tuple[str, ...] = Field(default=(), strict=False)  # further ones of mpiexec
+    mpiexec: Annotated[str, Field(min_length=1)] | None = None
+    """The mpiexec that starts ranks. Unset: the one beside this Python, else the one in the PATH."""
+    hostfile: Annotated[Path, Field(strict=False)] | None = None
+    """Hosts of the ranks, as mpiexec reads them; relative to the config. Unset: all ranks run here."""
+    arguments: tuple[str, ...] = Field(default=(), strict=False)
+    """Further arguments of mpiexec."""
 
 
 class LoggingSection(_Strict):
     """What is logged, and how it looks."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """Less than this is not logged."""
     format: Literal["text", "json"] = "text"
+    """`json` is one object a line."""
 
 
 class BritonSection(_Strict):
     """How this machine serves the model."""
 
     executor: Literal["auto", "trtllm", "local"] = "auto"
-    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    """`auto` is `trtllm` where the library and a GPU are, else `local`; the log and `briton config check` say which,
+    and why."""
+    host: _Host = "127.0.0.1"
+    """Address that HTTP listens on. `--host` wins."""
+    grpc_host: _Host = "127.0.0.1"
+    """Address that gRPC listens on: whoever reaches it may use the engine, which knows no keys. `--grpc-host` wins."""
     http_port: _Port = 8000
+    """The gateway's port; 0 takes a free one. `--port` wins."""
     grpc_port: _Port = 50051
-    max_queue_size: _Count = 256  # requests
+    """The engine's port; 0 takes a free one. `--grpc-port` wins."""
+    max_queue_size: _Count = 256
+    """Requests that may wait; the next one gets 429."""
     request_timeout_s: _Seconds | None = 600.0
-    stall_timeout_s: _Seconds = 2.0  # a step of 20 times its expected seconds is a stall, and none shorter than this
-    give_up_timeout_s: _Seconds = 5.0  # an engine that stalls for so long ends, and is started again
+    """The server's own deadline of a request. `null`: none."""
+    stall_timeout_s: _Seconds = 2.0
+    """A step that takes 20 times what it should, and at least so long, makes the engine unhealthy; so does a cancel that
+    is not confirmed in that time."""
+    give_up_timeout_s: _Seconds = 5.0
+    """An engine that has been unhealthy for so long ends its requests with an error, and is started again."""
     drain_timeout_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
-    cache_dir: Annotated[Path, Field(strict=False)] | None = None  # None: the environment's
+    """What running requests get after SIGTERM."""
+    cache_dir: Annotated[Path, Field(strict=False)] | None = None
+    """Where checkpoints and engines are kept, relative to the config. Unset: `BRITON_CACHE_DIR`, else
+    `~/.cache/briton`."""
     local: LocalSection = Field(default_factory=LocalSection)
+    """The local executor."""
     guided_decoding: GuidedDecodingSection = Field(default_factory=GuidedDecodingSection)
+    """Limits of constrained decoding."""
     mpi: MpiSection = Field(default_factory=MpiSection)
+    """How the ranks of a tensor-parallel engine are started."""
     logging: LoggingSection = Field(default_factory=LoggingSection)
+    """What is logged, and how it looks."""
 
     @model_validator(mode="after")
     def _two_ports(self) -> Self:

@@ -30,23 +30,31 @@ class TrussTRTLLMPluginConfiguration(Section):
     """TensorRT-LLM's attention plugins."""
 
     paged_kv_cache: bool = True
+    """The KV cache is made of blocks."""
     use_paged_context_fmha: bool = True
-    use_fp8_context_fmha: bool = False  # enabled by the builder where it helps: read, without effect
+    """Prompts are computed over the paged cache: needed for chunks, and for reuse of cached blocks."""
+    use_fp8_context_fmha: bool = False
+    """Enabled by the builder where it helps: read, without effect."""
 
 
 class TrussTRTQuantizationConfiguration(Section):
     """Calibration data, for the quantization types that need it."""
 
     calib_size: _CalibrationLength = 1024
+    """Samples of calibration data."""
     calib_dataset: str = "abisee/cnn_dailymail"
+    """Calibration data on the Hugging Face Hub."""
     calib_max_seq_length: _CalibrationLength = 1536
+    """Tokens of a sample."""
 
 
 class TrussTRTLLMLoraConfiguration(Section):
     """Limits of LoRA adapters."""
 
     max_lora_rank: int = 64
+    """Adapters of a higher rank are refused."""
     lora_target_modules: list[str] = Field(default_factory=list)
+    """Modules that adapters may change. Empty: those of the adapters themselves."""
 
 
 class TrussSpeculatorConfiguration(Section):
@@ -60,14 +68,23 @@ class TrussSpeculatorConfiguration(Section):
     """
 
     speculative_decoding_mode: TrussSpecDecMode = TrussSpecDecMode.DRAFT_EXTERNAL
-    num_draft_tokens: Count | None = None  # lookahead: defaults to what its three sizes need
+    """Must be `LOOKAHEAD_DECODING`: the default of the public schema is discontinued, and refused."""
+    num_draft_tokens: Count | None = None
+    """Draft tokens of one sequence in one step. Unset: what the three sizes need. At most 2048."""
     checkpoint_repository: CheckpointRepository | None = None
+    """Of the discontinued draft models: read, without effect."""
     runtime: TrussTRTLLMRuntimeConfiguration = Field(default_factory=TrussTRTLLMRuntimeConfiguration)
+    """Of the discontinued draft models: read, without effect."""
     build: TrussTRTLLMBuildConfiguration | None = None
+    """Of the discontinued draft models: read, without effect."""
     lookahead_windows_size: Count | None = None
+    """W, columns of the lookahead window. Required."""
     lookahead_ngram_size: Count | None = None
+    """N, tokens of an n-gram. Required."""
     lookahead_verification_set_size: Count | None = None
+    """G, n-grams that are verified in one step. Required."""
     enable_b10_lookahead: bool | None = False
+    """Dynamic n-grams: drafts are what followed the longest earlier occurrence of the text's end."""
 
     @property
     def lookahead(self) -> LookaheadConfig:
@@ -108,27 +125,48 @@ class TrussTRTLLMBuildConfiguration(Section):
     """An engine's model, limits, quantization and parallelism."""
 
     base_model: TrussTRTLLMModel = TrussTRTLLMModel.DECODER
-    max_seq_len: MaxSeqLen | None = None  # None: the checkpoint's own
+    """`decoder` generates text. Encoders are not served; the other names were renamed or withdrawn, and are refused."""
+    max_seq_len: MaxSeqLen | None = None
+    """Tokens of prompt and answer together. Unset: the checkpoint's own."""
     max_batch_size: MaxBatchSize = 256
+    """Sequences in one step."""
     max_num_tokens: Annotated[int, Field(strict=True, gt=64, le=1_048_576)] = 8192
+    """Tokens in one step: longer prompts are computed in chunks. The local executor takes at most 512 a step."""
     max_beam_width: Annotated[int, Field(strict=True, ge=1, le=1)] = 1
+    """Beam search is not part of the schema."""
     max_prompt_embedding_table_size: int = 0
+    """TensorRT-LLM: size of a prompt embedding table."""
     checkpoint_repository: CheckpointRepository | None = None
+    """Which weights, from where. Required."""
     gather_all_token_logits: bool = False
+    """TensorRT-LLM: needed for log probabilities."""
     strongly_typed: bool = False
+    """TensorRT-LLM's networks are always strongly typed: read, without effect."""
     quantization_type: TrussTRTLLMQuantizationType = TrussTRTLLMQuantizationType.NO_QUANT
+    """How weights and KV cache are quantized. The local executor has substitutes for what a CPU lacks."""
     quantization_config: TrussTRTQuantizationConfiguration = Field(default_factory=TrussTRTQuantizationConfiguration)
+    """Calibration data, for the quantization types that need it."""
     tensor_parallel_count: Count = 1
+    """Ranks that compute each layer together."""
     # The public schema leaves these two open; a product of ranks below one can run nowhere.
     pipeline_parallel_count: Annotated[int, Field(ge=1)] = 1
+    """Groups of layers, each on ranks of its own. TensorRT-LLM only."""
     moe_expert_parallel_option: int = -1
+    """Ranks that experts are divided among; -1 is the library's choice."""
     sequence_parallel_count: Annotated[int, Field(ge=1)] = 1
+    """Ranks that divide a sequence: more than one is refused, since neither executor has them."""
     plugin_configuration: TrussTRTLLMPluginConfiguration = Field(default_factory=TrussTRTLLMPluginConfiguration)
+    """TensorRT-LLM's attention plugins."""
     num_builder_gpus: Count | None = None
+    """TensorRT-LLM: GPUs that build. Unset: one for each rank."""
     speculator: TrussSpeculatorConfiguration | None = None
+    """Speculative decoding. Unset: none."""
     lora_adapters: dict[_AdapterName, CheckpointRepository] | None = None
+    """LoRA adapters by name: TensorRT-LLM only."""
     lora_configuration: TrussTRTLLMLoraConfiguration | None = None
+    """Limits of LoRA adapters."""
     skip_build_result: bool = False
+    """Of the hosted product: a v2 config may then have no checkpoint, and cannot be served here."""
 
     @property
     def is_encoder(self) -> bool:

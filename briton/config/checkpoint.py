@@ -36,10 +36,14 @@ class CheckpointRepository(Section):
     """
 
     source: CheckpointSource
+    """How `repo` and `revision` are read."""
     repo: str
+    """Repository id, package, path or URL, as `source` says."""
     revision: str | None = None
+    """HF: branch, tag or commit. PYPI: version. Other sources have none."""
     # A file name below the secrets mount: no path.
     runtime_secret_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")] = HF_SECRET
+    """The secret that holds the credentials: the variable `TRUSS_SECRET_NAME` or the file `/secrets/NAME`."""
     _url: SecretStr | None = PrivateAttr(None)
     _url_hash: str = PrivateAttr("")
 

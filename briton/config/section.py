@@ -15,7 +15,7 @@ _LIKELY_SLIP = 0.85  # of difflib's ratio: `britton` is one of `briton`; newer k
 class Section(BaseModel):
     """A part of a Truss config. Unknown keys are kept, so that an older Briton reads a newer config."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
 
 def refuse(message: str, field: str = "") -> PydanticCustomError:

@@ -21,10 +21,15 @@ class VersionsOverrides(Section):
     """Pinned versions of the hosted builders and servers: read, without effect here."""
 
     engine_builder_version: str | None = None
+    """Read, without effect here."""
     briton_version: str | None = None
+    """Read, without effect here."""
     bei_version: str | None = None
+    """Read, without effect here."""
     bei_bert_version: str | None = None
+    """Read, without effect here."""
     v2_llm_version: str | None = None
+    """Read, without effect here."""
 
     @field_validator("engine_builder_version", "briton_version", "bei_version", "bei_bert_version")
     @classmethod
@@ -38,9 +43,13 @@ class TRTLLMConfigurationV1(Section):
     """Engine builds: limits are fixed in `build`."""
 
     inference_stack: Literal[InferenceStack.v1] = InferenceStack.v1
+    """Absent: v1."""
     build: TrussTRTLLMBuildConfiguration
+    """What is built."""
     runtime: TrussTRTLLMRuntimeConfiguration = Field(default_factory=TrussTRTLLMRuntimeConfiguration)
+    """How it is served."""
     version_overrides: VersionsOverrides = Field(default_factory=VersionsOverrides)
+    """Pinned versions of the hosted builders and servers."""
 
     @model_validator(mode="after")
     def _check_build(self) -> Self:
@@ -59,9 +68,13 @@ class TRTLLMConfigurationV2(Section):
     """The v2 stack: limits are set in `runtime`, and `build` holds no more than the checkpoint and its quantization."""
 
     inference_stack: Literal[InferenceStack.v2] = InferenceStack.v2
+    """`v2`."""
     build: TrussTRTLLMBuildConfiguration
+    """The checkpoint and its quantization; no other field of `build` may be set in v2."""
     runtime: TRTLLMRuntimeConfigurationV2
+    """Limits, parallelism, and how it is served."""
     version_overrides: VersionsOverrides = Field(default_factory=VersionsOverrides)
+    """Pinned versions of the hosted builders and servers."""
 
     @model_validator(mode="after")
     def _check_build(self) -> Self:

@@ -69,13 +69,21 @@ OTHER_TRUSS_KEYS = frozenset(
 class Resources(Section):
     """`resources`: what the model asks of a machine. Only the accelerator has a meaning here."""
 
-    accelerator: str | None = None  # "NAME" or "NAME:count"
+    accelerator: str | None = None
+    """`NAME` or `NAME:count`. A name that TensorRT-LLM has no build for, or that cannot do `quantization_type`, is
+    refused."""
     cpu: Any = None
+    """Without effect here."""
     memory: Any = None
+    """Without effect here."""
     use_gpu: Any = None
+    """Without effect here."""
     node_count: Any = None
+    """Without effect here."""
     fabric: Any = None
+    """Without effect here."""
     instance_type: Any = None
+    """Without effect here."""
 
     @field_validator("accelerator", mode="before")
     @classmethod
@@ -114,10 +122,15 @@ class TrussConfig(Section):
     """A config.yaml."""
 
     model_name: str | None = None
+    """The deployment's name, and the model's in the API where `served_model_name` is unset."""
     model_metadata: dict[str, Any] = Field(default_factory=dict)
+    """`tags` is looked at; the rest is kept."""
     resources: Resources = Field(default_factory=Resources)
+    """What the model asks of a machine."""
     trt_llm: TRTLLMConfiguration
+    """What is built and how it is served: v1 or v2, by `inference_stack`."""
     briton: BritonSection = Field(default_factory=BritonSection)
+    """What the public schema has no words for."""
 
     @field_validator("model_metadata", "resources", "briton", mode="before")
     @classmethod

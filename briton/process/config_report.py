@@ -84,7 +84,7 @@ def _engine(config: Config) -> Iterator[tuple[str, str]]:
     briton = config.briton
     if unused := [name for name in _UNUSED_BUILD_FIELDS if name in config.trt_llm.build.model_fields_set]:
         yield "not used", f"{', '.join(unused)}: for TensorRT-LLM builds"
-    yield "ports", f"HTTP {briton.host}:{briton.http_port}, gRPC {briton.host}:{briton.grpc_port}"
+    yield "ports", f"HTTP {briton.host}:{briton.http_port}, gRPC {briton.grpc_host}:{briton.grpc_port}"
 
 
 def _speculator(speculator: TrussSpeculatorConfiguration) -> str:

@@ -30,6 +30,7 @@ class ServeOptions:
 
     host: str | None = None
     port: int | None = None
+    grpc_host: str | None = None
     grpc_port: int | None = None
     hostfile: Path | None = None
     debug: bool = False
@@ -39,8 +40,9 @@ class ServeOptions:
 class Addresses:
     """Where the two servers of `briton serve` listen."""
 
-    host: str
+    host: str  # of the gateway
     http_port: int
+    grpc_host: str  # of the engine
     grpc_port: int
 
     @property
@@ -51,7 +53,7 @@ class Addresses:
     @property
     def engine(self) -> str:
         """HOST:PORT of the engine, as a client on this machine reaches it."""
-        return f"{probes.local_host(self.host)}:{self.grpc_port}"
+        return f"{probes.local_host(self.grpc_host)}:{self.grpc_port}"
 
 
 def serve(
@@ -79,12 +81,13 @@ def serve(
 def claim_addresses(config: Config, options: ServeOptions) -> Addresses:
     """Flags over config; raises BritonError when a port is in use or both are the same."""
     host = config.briton.host if options.host is None else options.host
+    grpc_host = config.briton.grpc_host if options.grpc_host is None else options.grpc_host
     http_port = config.briton.http_port if options.port is None else options.port
     grpc_port = config.briton.grpc_port if options.grpc_port is None else options.grpc_port
     if http_port == grpc_port != 0:
         raise ConfigError(f"--port and --grpc-port are both {http_port}: they must differ", "briton.grpc_port")
     http_port = claim_port(host, http_port, "--port")
-    return Addresses(host, http_port, claim_port(host, grpc_port, "--grpc-port"))
+    return Addresses(host, http_port, grpc_host, claim_port(grpc_host, grpc_port, "--grpc-port", "--grpc-host"))
 
 
 def child_specs(
@@ -98,10 +101,12 @@ def child_specs(
 ) -> tuple[ChildSpec, ChildSpec]:
     """The engine, and the gateway that starts when the engine serves."""
     briton = (sys.executable, "-u", "-m", "briton", *(["--debug"] if debug else []))
-    common = ("--config", str(config.path), "--host", addresses.host, "--supervised")
+    common = ("--config", str(config.path), "--supervised")
     hosts = () if hostfile is None else ("--hostfile", str(hostfile))
-    engine_args = ("--engine-dir", str(engine_dir), "--port", str(addresses.grpc_port), *hosts)
-    gateway_args = ("--engine", addresses.engine, "--tokenizer", str(engine_dir), "--port", str(addresses.http_port))
+    engine_listens = ("--host", addresses.grpc_host, "--port", str(addresses.grpc_port))
+    engine_args = ("--engine-dir", str(engine_dir), *engine_listens, *hosts)
+    gateway_listens = ("--host", addresses.host, "--port", str(addresses.http_port))
+    gateway_args = ("--engine", addresses.engine, "--tokenizer", str(engine_dir), *gateway_listens)
     log_format = config.briton.logging.format
     engine = ChildSpec(
         "engine",
@@ -121,14 +126,20 @@ def child_specs(
 
 
 def banner(model_name: str, addresses: Addresses) -> str:
-    """What is printed once the model is served: the URLs, and a command that can be pasted into a shell."""
+    """What is printed once the model is served: the URL, what listens where, a command for a shell."""
     url = f"http://{addresses.gateway}"
     messages = [{"role": "user", "content": "What is gravity?"}]
     body = {"model": model_name, "messages": messages, "max_tokens": 100, "temperature": 0}
     return (
-        f"\nServing {model_name} at {url}/v1 (API docs: {url}/docs, gRPC: {addresses.engine}). Try:\n\n"
+        f"\nServing {model_name} at {url}/v1 (API docs: {url}/docs).\n"
+        f"HTTP listens on {_listening(addresses.host, addresses.http_port)}, "
+        f"gRPC on {_listening(addresses.grpc_host, addresses.grpc_port)}. Try:\n\n"
         f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}\n"
     )
+
+
+def _listening(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _exit_on_signal(signum: int, frame: FrameType | None) -> NoReturn:

@@ -5,28 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from briton.engine.types import FinishReason, TokenChunk, TokenLogprob
-from briton.rpc.text_output import TextOutput
 from briton.rpc.wire import FINISH_REASONS, logprobs_to_proto, usage_to_proto
+from briton.text.sequence_text import SequenceText
 from briton.v1 import engine_pb2 as pb
 
 
 class ResponseBuilder:
-    """One call's responses. `texts` has one entry for each sequence, or is empty when only token ids go out;
-    `speculates` says whether usage tells of drafts."""
+    """One call's responses. `texts` has one entry for each sequence, or is empty when nobody looks at text; only with
+    `return_text` is it told. `speculates` says whether usage tells of drafts."""
 
     def __init__(
         self,
         num_prompt: int,
         n: int,
         *,
-        texts: Sequence[TextOutput] = (),
+        texts: Sequence[SequenceText[TokenLogprob]] = (),
+        return_text: bool = False,
         stream: bool = True,
         speculates: bool = False,
     ) -> None:
         self._num_prompt = num_prompt
         self._stream = stream
         self._speculates = speculates
-        self._outputs = [_Output(index, texts[index] if texts else None) for index in range(n)]
+        self._outputs = [_Output(index, texts[index] if texts else None, return_text) for index in range(n)]
 
     @property
     def all_ended(self) -> bool:
@@ -34,9 +35,14 @@ class ResponseBuilder:
         return all(output.reason is not None for output in self._outputs)
 
     def add(self, chunks: Sequence[TokenChunk]) -> pb.GenerateResponse | None:
-        """The response to send for these chunks, if any; it has `usage` when the final chunk is among them."""
+        """The response to send for these chunks, if any; it has `usage` when the final chunk is among them.
+
+        Without streaming the last sequence's end waits for it: an answer of one sequence is one response.
+        """
         for chunk in chunks:
             self._outputs[chunk.index].add(chunk)
+        if not self._stream and self.all_ended and not chunks[-1].is_final:
+            return None  # ended by a stop string: the executor has not confirmed it yet
         response = pb.GenerateResponse(
             outputs=[output.take() for output in self._outputs if output.is_due(self._stream)]
         )
@@ -52,11 +58,23 @@ class ResponseBuilder:
 class _Output:
     """What one sequence has to say and has not said yet."""
 
-    __slots__ = ("_ids", "_index", "_logprobs", "_stop_token_id", "_text", "_texts", "num_tokens", "reason", "said_end")
+    __slots__ = (
+        "_ids",
+        "_index",
+        "_logprobs",
+        "_return_text",
+        "_stop_token_id",
+        "_text",
+        "_texts",
+        "num_tokens",
+        "reason",
+        "said_end",
+    )
 
-    def __init__(self, index: int, text: TextOutput | None) -> None:
+    def __init__(self, index: int, text: SequenceText[TokenLogprob] | None, return_text: bool) -> None:
         self._index = index
         self._text = text
+        self._return_text = return_text
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._texts: list[str] = []
@@ -72,16 +90,16 @@ class _Output:
         token_ids, logprobs = chunk.token_ids, chunk.logprobs
         self.reason, self._stop_token_id = chunk.finish_reason, chunk.stop_token_id
         if self._text is not None:
-            piece = self._text.push(token_ids if chunk.stop_token_id is None else token_ids[:-1])
-            self._texts.append(piece.text)
-            if piece.stopped:
-                token_ids, logprobs = token_ids[: piece.num_tokens], logprobs[: piece.num_tokens]
-                self.reason, self._stop_token_id = FinishReason.STOP, None
-            elif self.reason is not None:
-                tail, stopped = self._text.flush()
-                self._texts.append(tail)
-                if stopped:
-                    self.reason = FinishReason.STOP
+            delta = self._text.push(
+                token_ids, ends=self.reason is not None, has_stop_token=chunk.stop_token_id is not None
+            )
+            if delta.stopped:
+                self.reason = FinishReason.STOP
+            if delta.num_tokens < len(token_ids):
+                token_ids, logprobs = token_ids[: delta.num_tokens], logprobs[: delta.num_tokens]
+                self._stop_token_id = None
+            if self._return_text:
+                self._texts.append(delta.text)
         self._ids += token_ids
         self._logprobs += logprobs
         self.num_tokens += len(token_ids)

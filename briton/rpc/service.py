@@ -10,7 +10,7 @@ import grpc
 from briton.engine.engine import Engine
 from briton.errors import BritonError, InvalidRequest, Unavailable
 from briton.rpc import statuses as grpc_errors
-from briton.rpc.generation import Generation
+from briton.rpc.generate_handler import GenerateHandler
 from briton.rpc.wire import info_to_proto, stats_to_proto
 from briton.text.tokenizer import Tokenizer
 from briton.v1 import engine_pb2 as pb
@@ -26,13 +26,13 @@ class EngineService(pb_grpc.EngineServicer):
 
     def __init__(self) -> None:
         self._engine: Engine | None = None
-        self._generation: Generation | None = None
+        self._generate_handler: GenerateHandler | None = None
         self._open_ids: set[str] = set()  # the callers' own
 
     def attach(self, engine: Engine, tokenizer: Tokenizer | None = None) -> None:
         """Serve this engine from now on. Without a tokenizer it takes and gives token ids only."""
         self._engine = engine
-        self._generation = Generation(engine, tokenizer)
+        self._generate_handler = GenerateHandler(engine, tokenizer)
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         """One request; see the proto. Cancelling the call cancels this coroutine, and leaving `with` the request."""
@@ -55,9 +55,9 @@ class EngineService(pb_grpc.EngineServicer):
         return stats_to_proto((await self._running(context)).stats())
 
     async def _generate(self, request: pb.GenerateRequest, context: Context) -> None:
-        if self._generation is None:
+        if self._generate_handler is None:
             raise _starting()
-        stream, builder = await self._generation.start(request, context.time_remaining())
+        stream, builder = await self._generate_handler.start(request, context.time_remaining())
         with stream:
             async for chunks in stream:
                 response = builder.add(chunks)

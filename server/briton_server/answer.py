@@ -13,13 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from briton.errors import BritonError
+from briton.text.sequence_text import PlacedLogprob
 from briton.text.tokenizer import Tokenizer
+from briton.v1 import engine_pb2
 from briton_server.disconnect import cancelled_on_disconnect
 from briton_server.errors import error_event, log_unless_told
 from briton_server.gateway import gateway_of
 from briton_server.generation import Generation
 from briton_server.middleware import request_id_of
-from briton_server.sequence_text import PlacedLogprob
 from briton_server.sse import DONE, EventStream
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status; nobody is there to read it, but metrics are
@@ -32,7 +33,7 @@ class Choice:
     """A finished sequence."""
 
     text: str = ""
-    logprobs: list[PlacedLogprob] = field(default_factory=list)
+    logprobs: list[PlacedLogprob[engine_pb2.TokenLogprob]] = field(default_factory=list)
     finish_reason: str | None = None
 
 
@@ -81,7 +82,7 @@ async def stream_events(
     frames: Frames,
     opening: list[str],
     *,
-    render_logprobs: Callable[[Sequence[PlacedLogprob], Tokenizer], dict[str, Any]] | None,
+    render_logprobs: Callable[[Sequence[PlacedLogprob[engine_pb2.TokenLogprob]], Tokenizer], dict[str, Any]] | None,
     include_usage: bool,
 ) -> AsyncGenerator[bytes, None]:
     """`opening` with the engine's first response, deltas, finishes, usage, [DONE]: one event an engine step."""

@@ -9,29 +9,33 @@ import json
 from json.encoder import encode_basestring_ascii as quote
 from typing import Any
 
-_END = "}]}\n\n"
-
 
 class ChatFrames:
     """Chunks of one chat completion stream: role, deltas, finish, usage."""
 
-    def __init__(self, completion_id: str, created: int, model: str, num_choices: int) -> None:
+    def __init__(
+        self, completion_id: str, created: int, model: str, num_choices: int, *, include_usage: bool = False
+    ) -> None:
+        """`include_usage`: the last chunk has `usage`, and all others say that they have none, as OpenAI's do."""
         self._head = _head(completion_id, "chat.completion.chunk", created, model)
         self._heads = [f'{self._head}{{"index":{index},"delta":{{' for index in range(num_choices)]
+        self._end = _end(include_usage)
+        self._no_logprobs = f'}},"logprobs":null,"finish_reason":null{self._end}'
 
     def first(self, index: int) -> str:
         """The chunk that opens a choice: the only one with a role."""
-        return f'{self._heads[index]}"role":"assistant","content":""}},"finish_reason":null{_END}'
+        return f'{self._heads[index]}"role":"assistant","content":""{self._no_logprobs}'
 
     def text(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> str:
         """New text of a choice, with the log probabilities of its tokens."""
+        content = f'{self._heads[index]}"content":{quote(text)}'
         if logprobs is None:
-            return f'{self._heads[index]}"content":{quote(text)}}},"finish_reason":null{_END}'
-        return f'{self._heads[index]}"content":{quote(text)}}},"logprobs":{_dumps(logprobs)},"finish_reason":null{_END}'
+            return content + self._no_logprobs
+        return f'{content}}},"logprobs":{_dumps(logprobs)},"finish_reason":null{self._end}'
 
     def finish(self, index: int, reason: str) -> str:
         """The chunk that ends a choice."""
-        return f'{self._heads[index]}}},"finish_reason":"{reason}"{_END}'
+        return f'{self._heads[index]}}},"logprobs":null,"finish_reason":"{reason}"{self._end}'
 
     def usage(self, usage: dict[str, Any]) -> str:
         """The chunk after all choices."""
@@ -41,19 +45,22 @@ class ChatFrames:
 class CompletionFrames:
     """Chunks of one legacy completion stream: texts, finish, usage."""
 
-    def __init__(self, completion_id: str, created: int, model: str, num_choices: int) -> None:
+    def __init__(
+        self, completion_id: str, created: int, model: str, num_choices: int, *, include_usage: bool = False
+    ) -> None:
+        """`include_usage`: as with chat completions."""
         self._head = _head(completion_id, "text_completion", created, model)
         self._heads = [f'{self._head}{{"index":{index},"text":' for index in range(num_choices)]
+        self._end = _end(include_usage)
 
     def text(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> str:
         """New text of a choice, with the log probabilities of its tokens."""
-        if logprobs is None:
-            return f'{self._heads[index]}{quote(text)},"logprobs":null,"finish_reason":null{_END}'
-        return f'{self._heads[index]}{quote(text)},"logprobs":{_dumps(logprobs)},"finish_reason":null{_END}'
+        told = "null" if logprobs is None else _dumps(logprobs)
+        return f'{self._heads[index]}{quote(text)},"logprobs":{told},"finish_reason":null{self._end}'
 
     def finish(self, index: int, reason: str) -> str:
         """The chunk that ends a choice."""
-        return f'{self._heads[index]}"","logprobs":null,"finish_reason":"{reason}"{_END}'
+        return f'{self._heads[index]}"","logprobs":null,"finish_reason":"{reason}"{self._end}'
 
     def usage(self, usage: dict[str, Any]) -> str:
         """The chunk after all choices."""
@@ -64,6 +71,11 @@ def _head(completion_id: str, kind: str, created: int, model: str) -> str:
     """Every chunk of a stream, up to its choices."""
     names = f'"id":{quote(completion_id)},"object":"{kind}","created":{created},"model":{quote(model)}'
     return f'data: {{{names},"choices":['
+
+
+def _end(include_usage: bool) -> str:
+    """Every chunk of a stream, after its choice."""
+    return '}],"usage":null}\n\n' if include_usage else "}]}\n\n"
 
 
 def _dumps(value: Any) -> str:

@@ -25,7 +25,7 @@ class Gateway:
 
     def __init__(self, settings: Settings, prompts: Prompts | None = None) -> None:
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = Metrics(settings.request_timeout_s)
         self.readiness = Readiness()
         self.created = int(time.time())
         self._given = prompts

@@ -6,14 +6,27 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 
 from briton.errors import InvalidRequest, Unsupported
+from briton.text.sequence_text import PlacedLogprob, SequenceText
 from briton.v1 import engine_pb2
 from briton_server.engine_client import EngineClient, GenerateCall
 from briton_server.engine_errors import EngineFault, with_request_field
 from briton_server.gateway import Gateway
-from briton_server.sequence_text import Delta, SequenceText
+
+_FINISH_REASONS = {engine_pb2.FINISH_REASON_STOP: "stop", engine_pb2.FINISH_REASON_LENGTH: "length"}
+
+
+class Delta(NamedTuple):
+    """What one step adds to a choice."""
+
+    text: str
+    logprobs: Sequence[PlacedLogprob[engine_pb2.TokenLogprob]]  # of the tokens whose text begins in `text`
+    finish_reason: str | None  # "stop" or "length", on the last
+
+
+_NOTHING = Delta("", (), None)
 
 Step = list[tuple[int, Delta]]  # (choice, what it got); choice = prompt * n + sequence
 
@@ -39,7 +52,7 @@ class Generation:
         self._n = n
         self._fields = fields
         tokenizer = gateway.prompts.tokenizer
-        self._texts = [
+        self._texts: list[SequenceText[engine_pb2.TokenLogprob]] = [
             SequenceText(
                 tokenizer,
                 stop=stop,
@@ -50,11 +63,9 @@ class Generation:
             for _ in range(n)
         ]
         self._unfinished = len(self._texts)
-        self._stopped_early = False  # by a stop string, of which the engine knows nothing
         self._usages: list[engine_pb2.Usage] = []
         self._streams = requests[0].stream
-        self._is_first = True
-        self._last = 0.0  # monotonic time of the start, and then of each step
+        self._last = [0.0] * len(self._texts)  # when a choice last got tokens, monotonic; 0: not yet
         self.tokenizer = tokenizer
 
     @property
@@ -62,23 +73,24 @@ class Generation:
         """Prompts times n."""
         return len(self._texts)
 
+    @property
+    def _is_complete(self) -> bool:
+        return self._unfinished == 0 and len(self._usages) == len(self._requests)
+
     async def steps(self) -> AsyncGenerator[Step, None]:
         """What each response of the engine gave. Closing the generator cancels the calls.
 
-        Ends when every choice has its finish reason. Raises what the engine's status stands for, and EngineFault when
-        a call ends too early.
+        Ends when every call has: after the finish reason of its last choice comes its usage. Raises what the engine's
+        status stands for, and EngineFault when a call ends too early.
         """
         engine, timeout = self._gateway.engine, self._gateway.settings.request_timeout_s
         calls = [engine.generate(request, timeout=timeout) for request in self._requests]
         source = _merged(engine, calls) if len(calls) > 1 else _single(engine, calls[0])
-        self._last = time.monotonic()
         try:
             async with aclosing(source):
                 async for prompt, response in source:
                     yield self._take(prompt, response)
-                    if self._unfinished == 0 and self._stopped_early:
-                        break
-            if self._unfinished:
+            if not self._is_complete:
                 raise EngineFault("the engine ended the call before the answer was complete")
         except (InvalidRequest, Unsupported) as error:
             raise with_request_field(error, self._fields) from error
@@ -89,56 +101,71 @@ class Generation:
 
     def _take(self, prompt: int, response: engine_pb2.GenerateResponse) -> Step:
         """Push a response's tokens to their sequences; runs once for each token of each stream."""
-        outputs = response.outputs
-        if self._streams and outputs:
-            metrics, now = self._gateway.metrics, time.monotonic()
-            (metrics.first_token_s if self._is_first else metrics.inter_token_s).observe(now - self._last)
-            self._last, self._is_first = now, False
         step: Step = []
-        for output in outputs:
+        for output in response.outputs:
             choice = prompt * self._n + output.index
-            delta = self._texts[choice].push(output)
-            if delta.finish_reason is not None:
-                self._unfinished -= 1
-                self._stopped_early |= not output.finish_reason
-            step.append((choice, delta))
+            if self._streams and output.token_ids:
+                self._observe_gap(choice)
+            step.append((choice, self._push(choice, output)))
         if response.HasField("usage"):
             self._usages.append(response.usage)
         return step
 
+    def _observe_gap(self, choice: int) -> None:
+        """Between two steps of one sequence: other sequences, and other prompts, have their own."""
+        now = time.monotonic()
+        if self._last[choice]:
+            self._gateway.metrics.inter_token_s.observe(now - self._last[choice])
+        self._last[choice] = now
+
+    def _push(self, choice: int, output: engine_pb2.SequenceOutput) -> Delta:
+        """What the engine's output adds to a choice: it looks for the same stop strings, and so ends where the text
+        does."""
+        text = self._texts[choice]
+        if text.ended:
+            return _NOTHING
+        finish_reason = _FINISH_REASONS.get(output.finish_reason)
+        delta = text.push(
+            output.token_ids,
+            output.logprobs,
+            ends=finish_reason is not None,
+            has_stop_token=output.HasField("stop_token_id"),
+        )
+        if delta.stopped:
+            finish_reason = "stop"
+        if finish_reason is not None:
+            self._unfinished -= 1
+        return Delta(delta.text, delta.logprobs, finish_reason)
+
     def usage(self) -> dict[str, Any]:
-        """`usage` of the answer. What only the engine knows is absent when a stop string ended the answer first."""
+        """`usage` of the answer."""
         prompt_tokens = sum(len(request.token_ids.ids) for request in self._requests)
         completion_tokens = sum(text.num_tokens for text in self._texts)
+        engine = self._engine_usage()
         usage: dict[str, Any] = {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": engine.cached_tokens},
         }
-        if (engine := self._engine_usage()) is not None:
-            usage["prompt_tokens_details"] = {"cached_tokens": engine.cached_tokens}
-            if engine.HasField("speculation"):
-                accepted, drafted = engine.speculation.num_accepted_tokens, engine.speculation.num_draft_tokens
-                usage["completion_tokens_details"] = {
-                    "accepted_prediction_tokens": accepted,
-                    "rejected_prediction_tokens": drafted - accepted,
-                }
-                usage["tokens_per_step"] = round(engine.completion_tokens / max(1, engine.speculation.num_steps), 3)
-            usage["timings"] = {name: round(getattr(engine, name), 6) for name in ("queue_s", "prefill_s", "decode_s")}
+        if engine.HasField("speculation"):
+            accepted, drafted = engine.speculation.num_accepted_tokens, engine.speculation.num_draft_tokens
+            usage["completion_tokens_details"] = {
+                "accepted_prediction_tokens": accepted,
+                "rejected_prediction_tokens": drafted - accepted,
+            }
+            usage["tokens_per_step"] = round(engine.completion_tokens / max(1, engine.speculation.num_steps), 3)
+        usage["timings"] = {name: round(getattr(engine, name), 6) for name in ("queue_s", "prefill_s", "decode_s")}
         return usage
 
     def server_timing(self) -> dict[str, str]:
-        """The Server-Timing header (https://www.w3.org/TR/server-timing), when the engine told its times."""
+        """The Server-Timing header (https://www.w3.org/TR/server-timing)."""
         engine = self._engine_usage()
-        if engine is None:
-            return {}
         parts = (("queue", engine.queue_s), ("prefill", engine.prefill_s), ("decode", engine.decode_s))
         return {"server-timing": ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in parts)}
 
-    def _engine_usage(self) -> engine_pb2.Usage | None:
+    def _engine_usage(self) -> engine_pb2.Usage:
         """Of all prompts: tokens added up; they run at the same time, so of times the longest."""
-        if len(self._usages) < len(self._requests):
-            return None
         return engine_pb2.Usage(
             completion_tokens=sum(usage.completion_tokens for usage in self._usages),
             cached_tokens=sum(usage.cached_tokens for usage in self._usages),
@@ -150,7 +177,7 @@ class Generation:
 
     def _record(self) -> None:
         metrics = self._gateway.metrics
-        if self._unfinished == 0:
+        if self._is_complete:
             usage = self.usage()
             metrics.prompt_tokens.inc(usage["prompt_tokens"])
             metrics.completion_tokens.inc(usage["completion_tokens"])
@@ -158,8 +185,7 @@ class Generation:
             metrics.cached_tokens.inc(engine.cached_tokens)
             metrics.queue_s.observe(engine.queue_s)
             metrics.prefill_s.observe(engine.prefill_s)
-            if not self._streams:
-                metrics.first_token_s.observe(engine.queue_s + engine.prefill_s)
+            metrics.first_token_s.observe(engine.queue_s + engine.prefill_s)
 
 
 def _total(parts: Sequence[engine_pb2.Speculation]) -> engine_pb2.Speculation | None:

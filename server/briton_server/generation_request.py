@@ -48,8 +48,10 @@ def new_generation(
             guide=guide,
             priority=fields.priority or 0,
             cache_salt=fields.cache_salt or "",
-            # Without stop strings to look for, one response at the end is all that an answer in one piece needs.
-            stream=bool(fields.stream) or bool(stop),
+            # The engine ends a sequence at a stop string; its text is made here, of the tokens up to there.
+            stop=stop,
+            standalone_text=not continues_prompt,
+            stream=bool(fields.stream),
             lookahead=lookahead,
             prediction_token_ids=engine_pb2.TokenIds(ids=prediction) if prediction else None,
         )

@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from briton.text.sequence_text import PlacedLogprob
 from briton.text.tokenizer import Tokenizer
 from briton.v1 import engine_pb2
-from briton_server.sequence_text import PlacedLogprob
 
 _LEAST = -9999.0  # OpenAI's word for "impossible": JSON has no infinity
 
 
-def chat_logprobs(entries: Sequence[PlacedLogprob], tokenizer: Tokenizer) -> dict[str, Any]:
+def chat_logprobs(entries: Sequence[PlacedLogprob[engine_pb2.TokenLogprob]], tokenizer: Tokenizer) -> dict[str, Any]:
     """`choices[].logprobs` of a chat completion or chunk."""
     return {
         "content": [
@@ -23,13 +23,15 @@ def chat_logprobs(entries: Sequence[PlacedLogprob], tokenizer: Tokenizer) -> dic
     }
 
 
-def completion_logprobs(entries: Sequence[PlacedLogprob], tokenizer: Tokenizer, offset: int = 0) -> dict[str, Any]:
-    """`choices[].logprobs` of a completion or chunk; `offset` characters come before the sequence's own text."""
+def completion_logprobs(
+    entries: Sequence[PlacedLogprob[engine_pb2.TokenLogprob]], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """`choices[].logprobs` of a completion or chunk."""
     return {
         "tokens": [_name(entry.logprob.token_id, tokenizer) for entry in entries],
         "token_logprobs": [_finite(entry.logprob.logprob) for entry in entries],
         "top_logprobs": [_by_name(entry.logprob, tokenizer) for entry in entries],
-        "text_offset": [offset + entry.start for entry in entries],
+        "text_offset": [entry.start for entry in entries],
     }
 
 

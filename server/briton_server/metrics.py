@@ -10,9 +10,11 @@ from prometheus_client.registry import Collector
 
 from briton.v1 import engine_pb2
 
-_REQUEST_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-_WAIT_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_TOKEN_S = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1, 5)
+# Edges of buckets, in seconds, up to the server's own deadline for a request: see `_up_to`.
+_LONG_S = (10, 30, 60, 120, 300, 600, 1200, 3600)
+_REQUEST_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, *_LONG_S)
+_WAIT_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, *_LONG_S)
+_TOKEN_S = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1, 5, *_LONG_S)
 
 _ENGINE_GAUGES = {
     "num_running": ("running_sequences", "Sequences in the batch"),
@@ -39,7 +41,9 @@ _ENGINE_COUNTERS = {
 class Metrics:
     """The metrics of one gateway, in a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, request_timeout_s: float | None = None) -> None:
+        """`request_timeout_s`: nothing takes longer, and no histogram ends before it."""
+        self._request_timeout_s = request_timeout_s
         self.registry = CollectorRegistry()
         self.engine = _EngineStats()
         self.registry.register(self.engine)
@@ -57,10 +61,14 @@ class Metrics:
             "briton_request_seconds", "From a generation request to the end of its answer", _REQUEST_S
         )
         self.first_token_s = self._histogram(
-            "briton_time_to_first_token_seconds", "From request to first token", _WAIT_S
+            "briton_time_to_first_token_seconds",
+            "From a prompt's arrival at the engine to its first token, streamed or not: queue and prefill",
+            _WAIT_S,
         )
         self.inter_token_s = self._histogram(
-            "briton_inter_token_seconds", "Between two steps that gave tokens to a streamed request", _TOKEN_S
+            "briton_inter_token_seconds",
+            "Between two steps that gave tokens to the same sequence of a streamed request",
+            _TOKEN_S,
         )
         self.queue_s = self._histogram("briton_queue_seconds", "In the engine's queue", _WAIT_S)
         self.prefill_s = self._histogram("briton_prefill_seconds", "From the first step to the first token", _WAIT_S)
@@ -80,7 +88,12 @@ class Metrics:
         return generate_latest(self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, text, buckets=buckets, registry=self.registry)
+        return Histogram(name, text, buckets=_up_to(buckets, self._request_timeout_s), registry=self.registry)
+
+
+def _up_to(edges: tuple[float, ...], limit: float | None) -> tuple[float, ...]:
+    """The edges below `limit`, and `limit` as the last; all of them without one."""
+    return edges if limit is None else (*(edge for edge in edges if edge < limit), limit)
 
 
 class _EngineStats(Collector):

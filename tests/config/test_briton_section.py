@@ -13,6 +13,7 @@ def test_defaults(load_changed: LoadChanged) -> None:
     assert load_changed().briton.model_dump() == {
         "executor": "auto",
         "host": "127.0.0.1",
+        "grpc_host": "127.0.0.1",
         "http_port": 8000,
         "grpc_port": 50051,
         "max_queue_size": 256,
@@ -43,6 +44,7 @@ def test_defaults(load_changed: LoadChanged) -> None:
     [
         ("executor", "gpu"),
         ("host", ""),
+        ("grpc_host", ""),
         ("http_port", -1),
         ("http_port", 65536),
         ("http_port", "8000"),

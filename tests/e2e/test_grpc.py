@@ -60,7 +60,7 @@ def test_text_and_token_ids_give_the_same(channel: grpc.Channel, serving: Servin
 def test_a_guide_and_a_stop_string(channel: grpc.Channel) -> None:
     _, text, _ = generate(channel, text=PROMPT, return_text=True, guide=pb.Guide(regex="(yes|no)!"))
     assert text in ("yes!", "no!")
-    _, text, _ = generate(channel, text=PROMPT, stop=["Paris"])
+    _, text, _ = generate(channel, text=PROMPT, return_text=True, stop=["Paris"])
     assert text
     assert "P" not in text
 

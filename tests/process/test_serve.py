@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from briton.config.loader import load_config
 from briton.errors import ConfigError
 from briton.process.logs import LineWriter
 from briton.process.probes import local_host
-from briton.process.serve import Addresses, banner, child_specs
+from briton.process.serve import Addresses, ServeOptions, banner, child_specs, claim_addresses
 from briton.rpc.ports import claim_port
 from tests.processes import free_port, is_running, wait_until
 
@@ -183,13 +183,45 @@ def test_port_0_takes_a_free_port(serve: Serve) -> None:
 
 def test_a_hostfile_is_the_engines(config: Path, tmp_path: Path) -> None:
     writer = LineWriter(io.StringIO())
-    loaded, addresses = load_config(config), Addresses("127.0.0.1", 1, 2)
+    loaded, addresses = load_config(config), Addresses("127.0.0.1", 1, "127.0.0.1", 2)
     hosts = tmp_path / "hosts"
     engine, gateway = child_specs(loaded, tmp_path, addresses, writer, hostfile=hosts)
     assert engine.command[-2:] == ("--hostfile", str(hosts))
     assert "--hostfile" not in gateway.command
     engine, _ = child_specs(loaded, tmp_path, addresses, writer)
     assert "--hostfile" not in engine.command
+
+
+def test_only_http_is_opened_by_host(config: Path, tmp_path: Path) -> None:
+    """Regression: --host 0.0.0.0 opened the engine's gRPC port too, which asks for no credentials."""
+    loaded, writer = load_config(config), LineWriter(io.StringIO())
+    addresses = claim_addresses(loaded, ServeOptions(host="0.0.0.0", port=0, grpc_port=0))
+    engine, gateway = child_specs(loaded, tmp_path, addresses, writer)
+    assert option(engine.command, "--host") == "127.0.0.1"
+    assert option(gateway.command, "--host") == "0.0.0.0"
+    text = banner("m", addresses)
+    assert f"HTTP listens on 0.0.0.0:{addresses.http_port}, gRPC on 127.0.0.1:{addresses.grpc_port}." in text
+
+    open_to_all = claim_addresses(loaded, ServeOptions(port=0, grpc_host="0.0.0.0", grpc_port=0))
+    engine, gateway = child_specs(loaded, tmp_path, open_to_all, writer)
+    assert option(engine.command, "--host") == "0.0.0.0"
+    assert option(gateway.command, "--host") == "127.0.0.1"
+    assert option(gateway.command, "--engine") == f"127.0.0.1:{open_to_all.grpc_port}"
+
+
+def test_the_config_may_open_grpc(config: Path) -> None:
+    config.write_text(CONFIG.replace("{drain_timeout_s: 5}", "{grpc_host: '::1', grpc_port: 0, http_port: 0}"))
+    addresses = claim_addresses(load_config(config), ServeOptions())
+    assert addresses.engine == f"[::1]:{addresses.grpc_port}"
+    assert f"gRPC on [::1]:{addresses.grpc_port}" in banner("m", addresses)
+    with pytest.raises(ConfigError, match=r"--grpc-host 192\.0\.2\.1 is not an address") as caught:
+        claim_addresses(load_config(config), ServeOptions(grpc_host="192.0.2.1"))
+    assert caught.value.field == "briton.grpc_host"
+
+
+def option(command: Sequence[str], name: str) -> str:
+    """What a command line gives for an option."""
+    return command[command.index(name) + 1]
 
 
 def test_a_lingering_connection_does_not_make_a_port_used() -> None:
@@ -219,7 +251,9 @@ def test_where_a_client_on_this_machine_reaches_a_server(host: str, reachable: s
 
 def test_the_curl_line_survives_a_shell() -> None:
     name = """it's a "model" $HOME `x` \\ ü"""
-    line = next(line for line in banner(name, Addresses("0.0.0.0", 8000, 50051)).splitlines() if "curl" in line)
+    line = next(
+        line for line in banner(name, Addresses("0.0.0.0", 8000, "127.0.0.1", 50051)).splitlines() if "curl" in line
+    )
     words = shlex.split(line)
     assert words[:2] == ["curl", "http://127.0.0.1:8000/v1/chat/completions"]
     script = f"import json, sys; print(json.loads(sys.argv[1])['model'] == {name!r})"

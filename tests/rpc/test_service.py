@@ -29,6 +29,7 @@ from briton.v1 import engine_pb2_grpc as pb_grpc
 from tests.fake_engine import RunningEngine, run_fake_engine, write_tokenizer
 from tests.fake_executor import FAKE_INFO, IM_END, FakeExecutor
 from tests.generated import ROOT, generate
+from tests.text.small_tokenizers import sentencepiece
 
 HELLO = "Hello, world. How are you?"
 
@@ -149,7 +150,7 @@ async def test_stop_string_ends_and_does_not_leak(tokenizer: Tokenizer, tokens_p
     """With several tokens a step too: those after the stop string are neither sent nor counted."""
     executor = FakeExecutor(script=say(HELLO), step_s=0.002, tokens_per_step=tokens_per_step)
     async with run_fake_engine(executor, tokenizer=tokenizer) as running:
-        request = ask(stop=["ld. H", "unseen"], sampling={"max_tokens": 99, "logprobs": 1})
+        request = ask(return_text=True, stop=["ld. H", "unseen"], sampling={"max_tokens": 99, "logprobs": 1})
         answers = await responses(running.stub, request)
         assert text(answers) == "Hello, wor"
         assert bytes(token_ids(answers)) == b"Hello, world. H"
@@ -164,14 +165,15 @@ async def test_stop_string_ends_and_does_not_leak(tokenizer: Tokenizer, tokens_p
 
 async def test_text_held_back_for_a_stop_string_comes_at_the_end(tokenizer: Tokenizer) -> None:
     async with run_fake_engine(FakeExecutor(script=say(HELLO)), tokenizer=tokenizer) as running:
-        answers = await responses(running.stub, ask(stop=["you?!"], sampling={"max_tokens": 99}))
+        answers = await responses(running.stub, ask(return_text=True, stop=["you?!"], sampling={"max_tokens": 99}))
         assert text(answers) == HELLO
 
 
 async def test_stop_strings_of_several_sequences(tokenizer: Tokenizer) -> None:
     executor = FakeExecutor(script=lambda _, index: list(b"abcdefgh"[index:]) + [46] * 50, step_s=0.001)
     async with run_fake_engine(executor, tokenizer=tokenizer) as running:
-        answers = await responses(running.stub, ask(stop=["ef"], sampling={"max_tokens": 40, "n": 3}))
+        request = ask(return_text=True, stop=["ef"], sampling={"max_tokens": 40, "n": 3})
+        answers = await responses(running.stub, request)
         assert [text(answers, index) for index in range(3)] == ["abcd", "bcd", "cd"]
         assert answers[-1].usage.completion_tokens == 6 + 5 + 4
         assert len(executor.cancelled) == 1
@@ -194,9 +196,44 @@ async def test_without_streaming_one_response_for_each_sequence(tokenizer: Token
 async def test_without_streaming_a_stop_string_ends_early(tokenizer: Tokenizer) -> None:
     executor = FakeExecutor(step_s=0.001, script=say("ab." + "x" * 1900))
     async with run_fake_engine(executor, tokenizer=tokenizer) as running:
-        answers = await responses(running.stub, ask(stream=False, stop=["."], sampling={"max_tokens": 1900}))
-        assert text(answers) == "ab"
+        request = ask(stream=False, return_text=True, stop=["."], sampling={"max_tokens": 1900})
+        (answer,) = await responses(running.stub, request)
+        assert text([answer]) == "ab"
+        assert answer.outputs[0].finish_reason == pb.FINISH_REASON_STOP
+        assert answer.usage.completion_tokens == 3
         assert executor.stats().num_output_tokens < 1000
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("prompt", ["hi", [1, 2]], ids=["text", "token_ids"])
+async def test_a_stop_string_without_text(tokenizer: Tokenizer, prompt: Any, stream: bool) -> None:
+    """A caller that makes the text itself: the sequence ends all the same, and its usage is whole."""
+    executor = FakeExecutor(step_s=0.001, script=say("ab</x>" + "x" * 1900))
+    async with run_fake_engine(executor, tokenizer=tokenizer) as running:
+        request = ask(prompt, stream=stream, stop=["</x>"], sampling={"max_tokens": 1900, "logprobs": 0})
+        answers = await responses(running.stub, request)
+    assert stream or len(answers) == 1
+    assert bytes(token_ids(answers)) == b"ab</x>"
+    assert text(answers) == ""
+    assert [output.finish_reason for answer in answers for output in answer.outputs][-1] == pb.FINISH_REASON_STOP
+    assert sum(len(output.logprobs) for answer in answers for output in answer.outputs) == len(b"ab</x>")
+    usage = answers[-1].usage
+    assert usage.completion_tokens == len(b"ab</x>")
+    assert usage.decode_s > 0, "the times of a request that was cancelled here are told too"
+    assert executor.stats().num_output_tokens < 1000
+
+
+async def test_text_of_its_own() -> None:
+    """Sentencepiece's space at the start of a text: dropped in a chat's answer, kept where a prompt goes on."""
+    tokenizer = sentencepiece()
+    said = tokenizer.encode("the cat")
+    executor = FakeExecutor(replace(FAKE_INFO, vocab_size=tokenizer.vocab_size), script=lambda _, __: said)
+    async with run_fake_engine(executor, tokenizer=tokenizer) as running:
+        for standalone, told in ((False, " the cat"), (True, "the cat")):
+            request = ask([*tokenizer.encode("a")], return_text=True, standalone_text=standalone)
+            assert text(await responses(running.stub, request)) == told
+            stopped = ask([*tokenizer.encode("a")], stop=[" the"], standalone_text=standalone)
+            assert (token_ids(await responses(running.stub, stopped)) == said[:1]) is not standalone
 
 
 async def test_logprobs(served: RunningEngine) -> None:

@@ -46,7 +46,7 @@ def serve(tokenizer_dir: Path, tokenizer: Tokenizer) -> Serve:
         compiler = _compiler(tokenizer, executor.info) if guided else None
         try:
             async with (
-                run_fake_engine(executor, compiler=compiler) as engine,
+                run_fake_engine(executor, tokenizer=tokenizer, compiler=compiler) as engine,
                 run_gateway(settings_of(tokenizer_dir, engine.address, **changes)) as running,
             ):
                 yield running

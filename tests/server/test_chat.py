@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -11,9 +12,11 @@ from openai.types.chat import ChatCompletionChunk
 from pydantic import BaseModel
 
 from briton.text.tokenizer import Tokenizer
-from tests.fake_executor import FAKE_INFO, FakeExecutor
+from tests.fake_executor import FAKE_INFO, SPECULATING_INFO, FakeExecutor
 from tests.server.conftest import Serve, says
-from tests.server.running import MODEL, RunningGateway
+from tests.server.running import MODEL, RunningGateway, run_gateway, settings_of
+from tests.server.scripted_engine import ScriptedEngine, run_scripted_engine
+from tests.server.scripted_engine import says as scripted
 
 HI: Any = [{"role": "user", "content": "hi"}]
 TEXT = "Hello, wörld 🌍!"
@@ -46,7 +49,7 @@ async def test_an_answer_in_one_piece(client: AsyncOpenAI, executor: FakeExecuto
     timings = answer.usage.model_dump()["timings"]
     assert set(timings) == {"queue_s", "prefill_s", "decode_s"}
     assert "prefill;dur=" in raw.headers["server-timing"]
-    assert not executor.submitted[0].stream, "without stop strings one response at the end is enough"
+    assert not executor.submitted[0].stream, "one response at the end is enough"
 
 
 async def test_the_streaming_contract(gateway: RunningGateway) -> None:
@@ -61,19 +64,22 @@ async def test_the_streaming_contract(gateway: RunningGateway) -> None:
         (first["id"], first["created"], MODEL, "chat.completion.chunk")
     }
     assert type(first["created"]) is int
-    assert first["choices"] == [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
+    assert first["choices"] == [
+        {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+    ]
     assert all(set(c["choices"][0]["delta"]) == {"content"} for c in middle)
     assert all(c["choices"][0]["delta"]["content"] for c in middle), "no empty deltas"
     assert "".join(c["choices"][0]["delta"]["content"] for c in middle) == TEXT
-    assert last["choices"] == [{"index": 0, "delta": {}, "finish_reason": "stop"}]
+    assert last["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}]
     assert usage["choices"] == []
     assert usage["usage"]["completion_tokens"] == NUM_TOKENS
-    assert all("usage" not in c for c in chunks[:-1])
+    assert all(c["usage"] is None for c in chunks[:-1]), "OpenAI's chunks say so"
 
 
-async def test_a_stream_without_usage_has_none(client: AsyncOpenAI) -> None:
-    chunks = await chunks_of(client)
-    assert all(len(chunk.choices) == 1 and chunk.usage is None for chunk in chunks)
+async def test_a_stream_without_usage_has_none(gateway: RunningGateway) -> None:
+    response = await gateway.post("/v1/chat/completions", {"messages": HI, "stream": True})
+    chunks = [json.loads(event) for event in events_of(response.text)[:-1]]
+    assert all(len(chunk["choices"]) == 1 and "usage" not in chunk for chunk in chunks)
 
 
 async def test_the_clients_own_accumulator_agrees(client: AsyncOpenAI) -> None:
@@ -125,24 +131,58 @@ async def test_a_cut_character_becomes_the_replacement_character(client: AsyncOp
     assert answer.choices[0].message.content == "Hello, w\ufffd"
 
 
+USAGE = {
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "prompt_tokens_details",
+    "completion_tokens_details",
+    "tokens_per_step",
+    "timings",
+}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("tokens_per_step", [1, 4])
 async def test_a_stop_string_never_leaks(serve: Serve, stream: bool, tokens_per_step: int) -> None:
-    executor = FakeExecutor(script=says("one </s two </stop> three" * 2), tokens_per_step=tokens_per_step, step_s=0.005)
-    async with serve(executor) as running, running.openai() as client:
-        fields: Any = {"stop": ["</stop>", "never"]}
-        if stream:
-            chunks = await chunks_of(client, **fields, stream_options={"include_usage": True})
-            deltas = [c.choices[0].delta.content or "" for c in chunks if c.choices]
-            text, finish, usage = "".join(deltas), chunks[-2].choices[0].finish_reason, chunks[-1].usage
-        else:
-            answer = await client.chat.completions.create(model=MODEL, messages=HI, **fields)
-            text, finish = answer.choices[0].message.content or "", answer.choices[0].finish_reason
-            usage = answer.usage
+    """And the engine ends the sequence itself: usage, times and metrics are those of any other answer."""
+    executor = FakeExecutor(
+        SPECULATING_INFO,
+        script=says("one </s two </stop> three" * 2),
+        tokens_per_step=tokens_per_step,
+        step_s=0.005,
+    )
+    body = {"messages": HI, "stop": ["</stop>", "never"], "stream": stream}
+    async with serve(executor) as running:
+        response = await running.post("/v1/chat/completions", {**body, "stream_options": {"include_usage": True}})
+        scraped = (await running.http.get("/metrics")).text
+    if stream:
+        *chunks, last = [json.loads(event) for event in events_of(response.text)[:-1]]
+        text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+        finish, usage = chunks[-1]["choices"][0]["finish_reason"], last["usage"]
+    else:
+        (choice,) = response.json()["choices"]
+        text, finish, usage = choice["message"]["content"], choice["finish_reason"], response.json()["usage"]
+        assert "decode;dur=" in response.headers["server-timing"]
     assert (text, finish) == ("one </s two ", "stop")
-    assert usage is not None
-    assert usage.completion_tokens == len("one </s two </stop>"), "not what came after it in the same step"
-    assert usage.prompt_tokens_details is None, "the engine was cancelled before it told"
+    assert set(usage) == USAGE
+    assert usage["completion_tokens"] == len("one </s two </stop>"), "not what came after it in the same step"
+    assert usage["timings"]["decode_s"] > 0
+    assert "briton_queue_seconds_count 1.0" in scraped
+    assert "briton_time_to_first_token_seconds_count 1.0" in scraped
+    assert f"briton_completion_tokens_total {usage['completion_tokens']:.1f}" in scraped
+    assert executor.stats().num_output_tokens < len("one </s two </stop> three") + 2 * tokens_per_step
+
+
+async def test_an_answer_in_one_piece_with_a_stop_is_one_response(tokenizer_dir: Path) -> None:
+    """The gateway asks the engine for no stream, and hands the stop strings on."""
+    engine = ScriptedEngine(scripted("x"))
+    async with run_scripted_engine(engine) as address, run_gateway(settings_of(tokenizer_dir, address)) as running:
+        for path, prompt in (("chat/completions", {"messages": HI}), ("completions", {"prompt": "hi"})):
+            await running.post(f"/v1/{path}", {**prompt, "stop": ["a", "b"]})
+            request = engine.requests[-1]
+            assert (list(request.stop), request.stream, request.return_text) == (["a", "b"], False, False)
+            assert request.standalone_text is (path == "chat/completions")
 
 
 async def test_a_held_back_prefix_that_comes_to_nothing_is_sent(client: AsyncOpenAI) -> None:
@@ -156,6 +196,8 @@ async def test_one_choice_stops_early_and_the_other_goes_on(serve: Serve) -> Non
     async with serve(FakeExecutor(script=says("aSTOPa", "bbbbbbbbbbbb"))) as running, running.openai() as client:
         answer = await client.chat.completions.create(model=MODEL, messages=HI, n=2, stop="STOP")
     assert [choice.message.content for choice in answer.choices] == ["a", "bbbbbbbbbbbb"]
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == len("aSTOP") + len("bbbbbbbbbbbb") + 1, "not what came after the stop"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -22,14 +22,15 @@ def parsed(event: str) -> Any:
     return json.loads(data)
 
 
-@given(text=st.text(), model=st.text(), index=st.integers(0, 2))
-def test_chat_chunks(text: str, model: str, index: int) -> None:
-    frames = ChatFrames("chatcmpl-1", 7, model, 3)
+@given(text=st.text(), model=st.text(), index=st.integers(0, 2), include_usage=st.booleans())
+def test_chat_chunks(text: str, model: str, index: int, include_usage: bool) -> None:
+    frames = ChatFrames("chatcmpl-1", 7, model, 3, include_usage=include_usage)
     head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 7, "model": model}
     logprobs = {"content": [{"token": text, "logprob": -0.5, "bytes": [1], "top_logprobs": []}]}
 
-    def choice(delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> dict[str, Any]:
-        return {**head, "choices": [{"index": index, "delta": delta, "finish_reason": finish_reason, **more}]}
+    def choice(delta: dict[str, Any], finish_reason: str | None = None, logprobs: Any = None) -> dict[str, Any]:
+        told = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {**head, "choices": [told], **({"usage": None} if include_usage else {})}
 
     chunks = {
         frames.first(index): choice({"role": "assistant", "content": ""}),
@@ -47,12 +48,14 @@ def test_chat_chunks(text: str, model: str, index: int) -> None:
         ChatCompletionChunk.model_validate(parsed(event))
 
 
-@given(text=st.text(), model=st.text())
-def test_completion_chunks(text: str, model: str) -> None:
-    frames = CompletionFrames("cmpl-1", 7, model, 2)
+@given(text=st.text(), model=st.text(), include_usage=st.booleans())
+def test_completion_chunks(text: str, model: str, include_usage: bool) -> None:
+    frames = CompletionFrames("cmpl-1", 7, model, 2, include_usage=include_usage)
     chunk = parsed(frames.text(1, text))
     assert chunk["choices"] == [{"index": 1, "text": text, "logprobs": None, "finish_reason": None}]
     assert chunk["object"] == "text_completion"
+    assert chunk.get("usage", "absent") == (None if include_usage else "absent")
+    assert parsed(frames.finish(0, "stop")).get("usage", "absent") == (None if include_usage else "absent")
     for event in (
         frames.finish(0, "stop"),
         frames.usage({"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}),

@@ -27,12 +27,12 @@ class Timings(BaseModel):
 
 
 class Usage(BaseModel):
-    """Token counts. Details and timings are absent when a stop string ended the answer before the engine told them."""
+    """Token counts of an answer, whatever ended it."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptTokensDetails | None = None
+    prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails | None = None
     tokens_per_step: float | None = None  # that a choice got in one step, on average. An extension, as timings are
-    timings: Timings | None = None
+    timings: Timings

@@ -44,8 +44,8 @@ async def create_chat_completion(request: Request) -> Response:
     )
     completion_id, created = f"chatcmpl-{uuid4().hex}", int(time.time())
     if fields.stream:
-        frames = ChatFrames(completion_id, created, model, generation.num_choices)
         include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
+        frames = ChatFrames(completion_id, created, model, generation.num_choices, include_usage=include_usage)
         roles = [frames.first(index) for index in range(generation.num_choices)]  # in index order
         render = chat_logprobs if fields.logprobs else None
         events = stream_events(generation, frames, roles, render_logprobs=render, include_usage=include_usage)

@@ -49,8 +49,8 @@ async def create_completion(request: Request) -> Response:
     echoes = [_echo(gateway, prompt) if fields.echo else "" for prompt in fields.prompt for _ in range(n)]
     completion_id, created = f"cmpl-{uuid4().hex}", int(time.time())
     if fields.stream:
-        frames = CompletionFrames(completion_id, created, model, generation.num_choices)
         include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
+        frames = CompletionFrames(completion_id, created, model, generation.num_choices, include_usage=include_usage)
         begins = generation.num_choices > 1 or fields.echo  # several choices begin in index order
         opening = [frames.text(index, echo) for index, echo in enumerate(echoes)] if begins else []
         render = completion_logprobs if fields.logprobs is not None else None

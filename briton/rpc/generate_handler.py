@@ -1,4 +1,4 @@
-"""One Generate call: a proto request in, responses out. Text in and out is here, and nowhere below."""
+"""Generate: a proto request in, responses out. Text in and out is here, and nowhere below."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import fields, replace
 
 from briton.engine.engine import Engine
 from briton.engine.request_stream import RequestStream
-from briton.engine.types import ModelInfo, SamplingParams
+from briton.engine.types import ModelInfo, SamplingParams, TokenLogprob
 from briton.engine.validation import check_prediction_length, check_prompt_length, check_sampling
 from briton.errors import InvalidRequest, ModelNotFound, Unsupported
 from briton.guidance.pattern import CHOICE_FIELD, REGEX_FIELD
 from briton.guidance.schema import SCHEMA_FIELD
 from briton.rpc.responses import ResponseBuilder
-from briton.rpc.text_output import TextOutput
 from briton.rpc.wire import guide_from_proto, lookahead_from_proto, sampling_from_proto
+from briton.text.sequence_text import SequenceText
 from briton.text.tokenizer import Tokenizer
 from briton.v1 import engine_pb2 as pb
 
@@ -25,7 +25,7 @@ _SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
 _GUIDE_FIELDS = {SCHEMA_FIELD: "guide.json_schema", REGEX_FIELD: "guide.regex", CHOICE_FIELD: "guide.choice.choices"}
 
 
-class Generation:
+class GenerateHandler:
     """What Generate does, over an engine. Without a tokenizer it takes and gives token ids only."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
@@ -69,7 +69,12 @@ class Generation:
         except (InvalidRequest, Unsupported) as error:
             raise replace(error, field=_wire_field(error.field)) from None
         builder = ResponseBuilder(
-            len(prompt), sampling.n, texts=texts, stream=stream, speculates=info.lookahead is not None
+            len(prompt),
+            sampling.n,
+            texts=texts,
+            return_text=request.return_text,
+            stream=stream,
+            speculates=info.lookahead is not None,
         )
         return chunks, builder
 
@@ -106,12 +111,13 @@ class Generation:
             return tokenizer.encode(text, field=field)
         return await asyncio.to_thread(tokenizer.encode, text, field=field)
 
-    def _texts(self, request: pb.GenerateRequest, prompt: tuple[int, ...], n: int) -> list[TextOutput]:
-        """One text for each sequence, where text is wanted."""
+    def _texts(self, request: pb.GenerateRequest, prompt: tuple[int, ...], n: int) -> list[SequenceText[TokenLogprob]]:
+        """One text for each sequence, where text is wanted or looked at."""
         if not request.return_text and not request.stop:
             return []
         tokenizer = self._need_tokenizer("return_text" if request.return_text else "stop")
-        return [TextOutput(tokenizer, request.stop, prompt) for _ in range(n)]
+        continued = () if request.standalone_text else prompt
+        return [SequenceText(tokenizer, stop=request.stop, prompt_token_ids=continued) for _ in range(n)]
 
     def _need_tokenizer(self, field: str) -> Tokenizer:
         if self._tokenizer is None:

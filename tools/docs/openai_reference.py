@@ -1,0 +1,96 @@
+"""The tables of fields in docs/openai-api.md: from the request models, and from what is refused or ignored.
+
+What a model declares is enforced, unless REFUSED says when it is not. tests/docs sends each row to a gateway.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from briton.text.stop import MAX_STOP_LENGTH, MAX_STOPS
+from briton_server.protocol.chat import ChatCompletionRequest
+from briton_server.protocol.completions import CompletionRequest
+from briton_server.protocol.fields import MAX_BAD_WORDS
+from briton_server.protocol.generation import GenerationFields
+from tools.docs.json_types import Schema, limits_of, type_of
+from tools.docs.sections import table
+
+# Fields of the models that are refused, and when.
+REFUSED = {
+    "tools": "with any tool, unless `tool_choice` is `none`",
+    "tool_choice": "any but `none` and `auto`",
+    "functions": "with any function",
+    "suffix": "unless empty",
+    "best_of": "above `n`",
+    "guided_grammar": "always",
+}
+# OpenAI's fields that no model declares: taken, and without effect.
+IGNORED_IN_CHAT = (
+    "audio", "function_call", "metadata", "modalities", "moderation", "parallel_tool_calls", "prompt_cache_key",
+    "prompt_cache_options", "prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier", "store",
+    "user", "verbosity", "web_search_options",
+)  # fmt: skip
+IGNORED_IN_COMPLETIONS = ("user",)
+# What the models' own words do not say.
+_NOTES = {
+    "model": "The served model's name or that of an adapter; any other is 404. Absent: the served model.",
+    "messages": "Roles `system`, `developer`, `user`, `assistant`, `tool`, `function`; text only.",
+    "max_completion_tokens": "As `max_tokens`; both only when they are equal.",
+    "n": "Answers to one prompt; prompts times `n` are at most 128.",
+    "temperature": "0 is greedy.",
+    "top_p": "Sample from the likeliest tokens that together have this probability.",
+    "presence_penalty": "Above 0: tokens of the answer become less likely.",
+    "frequency_penalty": "Above 0: the more often, the less likely.",
+    "logit_bias": "Token id to what is added to its logit.",
+    "seed": "The same seed gives the same tokens, whatever else is in the batch.",
+    "stop": f"The answer ends before any of these: up to {MAX_STOPS} of 1 to {MAX_STOP_LENGTH} characters.",
+    "bad_words": f"Strings whose tokens are not generated: up to {MAX_BAD_WORDS} of 1 to {MAX_STOP_LENGTH} characters.",
+    "stream": "Server-sent events.",
+    "stream_options": "`include_usage`: a last chunk with `usage`.",
+    "response_format": "`text`, `json_object` or `json_schema`, enforced token by token whatever `strict` says.",
+    "logprobs": "Chat: true or false. Completions: how many of the likeliest tokens.",
+    "top_logprobs": "The likeliest tokens at each position; needs `logprobs`.",
+    "prediction": "Text that the answer will largely repeat: guesses are taken from it.",
+    "prompt": "A string, a list of strings, token ids, or a list of lists of token ids.",
+    "echo": "The prompt before the answer. Refused together with `logprobs`.",
+    "tools": "Tool calls are not supported.",
+    "tool_choice": "There are no tools to choose from.",
+    "functions": "Function calls are not supported.",
+    "suffix": "Insertion is not supported.",
+    "best_of": "Only the n that are returned are generated.",
+    "guided_grammar": "Grammars are not supported: `guided_regex` or `guided_json`.",
+}
+
+
+def sections() -> dict[str, str]:
+    """Fields of both endpoints, then of each; and what is ignored."""
+    common = set(GenerationFields.model_fields)
+    return {
+        "common-fields": _table(GenerationFields, set()),
+        "chat-fields": _table(ChatCompletionRequest, common),
+        "completion-fields": _table(CompletionRequest, common),
+        "ignored-fields": table(
+            ("endpoint", "OpenAI's fields without effect"),
+            [
+                ("`/v1/chat/completions`", ", ".join(f"`{name}`" for name in IGNORED_IN_CHAT)),
+                ("`/v1/completions`", ", ".join(f"`{name}`" for name in IGNORED_IN_COMPLETIONS)),
+            ],
+        ),
+    }
+
+
+def _table(model: type[BaseModel], without: set[str]) -> str:
+    schema = model.model_json_schema()
+    definitions: dict[str, Schema] = schema.get("$defs", {})
+    rows = [
+        (
+            f"`{name}`",
+            type_of(field, definitions).replace("section", "object"),
+            limits_of(field),
+            f"refused {REFUSED[name]}" if name in REFUSED else "enforced",
+            _NOTES.get(name) or field.get("description", ""),
+        )
+        for name, field in schema["properties"].items()
+        if name not in without
+    ]
+    return table(("field", "type", "limits", "", "what it is"), rows)
