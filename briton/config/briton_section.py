@@ -105,8 +105,8 @@ class BritonSection(_Strict):
     request_timeout_s: _Seconds | None = 600.0
     """The server's own deadline of a request. `null`: none."""
     stall_timeout_s: _Seconds = 2.0
-    """A step that takes 20 times what it should, and at least so long, makes the engine unhealthy; so does a cancel that
-    is not confirmed in that time."""
+    """A step that takes 20 times what it should, and at least so long, makes the engine unhealthy; so does a cancel
+    that is not confirmed in that time."""
     give_up_timeout_s: _Seconds = 5.0
     """An engine that has been unhealthy for so long ends its requests with an error, and is started again."""
     drain_timeout_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0

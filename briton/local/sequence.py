@@ -17,6 +17,7 @@ from briton.engine.types import (
     TokenLogprob,
 )
 from briton.guidance.guide import Guide
+from briton.local.bad_words import BadWords
 from briton.local.penalties import PenaltyState
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class RequestState:
     and share its blocks."""
 
     request: GenerationRequest
+    bad_words: BadWords
     sequences: list[SequenceState] = field(default_factory=list)
     cached_tokens: int = 0
     num_steps: int = 0  # of all sequences, those in which they were sampled
@@ -98,7 +100,7 @@ class RequestState:
     def create(cls, request: GenerationRequest) -> RequestState:
         """Make the n sequences. Each has a random stream of its own, from (seed, index): what else is in a batch
         cannot matter."""
-        self = cls(request)
+        self = cls(request, BadWords(request.sampling.bad_words))
         seed = request.sampling.seed
         entropy = np.random.SeedSequence().entropy if seed is None else seed % 2**64
         for index in range(request.sampling.n):
