@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from briton.config.lookahead import LookaheadConfig
+from briton.engine.step_cost import StepCost
 from briton.engine.types import (
     ExecutorStats,
     FinishReason,
@@ -112,6 +113,7 @@ class FakeExecutor:
         alphabet: Sequence[int] = LETTERS,
     ) -> None:
         self.info = info
+        self.cost = StepCost()
         self.step_s = step_s
         self.tokens_per_step = tokens_per_step
         self.script = script

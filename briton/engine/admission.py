@@ -12,8 +12,10 @@ from typing import NamedTuple
 from briton.engine.ledger import Ledger, LedgerEntry
 from briton.engine.output_lengths import OutputLengths
 from briton.engine.step_cost import StepCost, StepShape
+from briton.engine.types import ModelInfo
 from briton.errors import QueueFull
 
+QUEUE_CACHES = 4
 _PROMPT_STEP = 512  # tokens: how prompts are computed where nobody decodes
 _UNKNOWN_WAIT_S = 1.0  # what to tell before the first step
 _LEAST_RETRY_S, _MOST_RETRY_S = 0.1, 600.0
@@ -36,6 +38,12 @@ class Capacity:
     kv_cache_tokens: int
     max_queue_size: int  # requests
     max_queue_tokens: int  # of their prompts
+
+    @classmethod
+    def of(cls, info: ModelInfo) -> Capacity:
+        """An engine's. The prompts that wait may have QUEUE_CACHES times what the cache holds."""
+        tokens = QUEUE_CACHES * info.kv_cache_tokens
+        return cls(info.max_batch_size, info.kv_cache_tokens, info.max_queue_size, tokens)
 
 
 class Waiting(NamedTuple):

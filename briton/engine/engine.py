@@ -16,8 +16,10 @@ from dataclasses import replace
 from typing import Protocol
 
 from briton.config.lookahead import LookaheadConfig
+from briton.engine.admission import Capacity, Demand, admit
 from briton.engine.executor import Executor
 from briton.engine.ledger import Ledger, LedgerEntry
+from briton.engine.output_lengths import OutputLengths
 from briton.engine.request_stream import RequestStream
 from briton.engine.types import (
     ExecutorStats,
@@ -46,6 +48,26 @@ class EngineState(enum.Enum):
     STALLED = "stalled"  # a step or a cancel takes far longer than it should; may recover
     DRAINING = "draining"  # refuses new requests, finishes the open ones
     DEAD = "dead"  # for good
+
+
+class Admission:
+    """A place in the ledger, from before any work is done for a request until it is submitted, or `close`."""
+
+    def __init__(self, engine: Engine, entry: LedgerEntry) -> None:
+        self.entry = entry
+        self.is_submitted = False
+        self._engine = engine
+
+    def close(self) -> None:
+        """Give the place back unless the request was submitted. Idempotent."""
+        if not self.is_submitted:
+            self._engine.withdraw(self)
+
+    def __enter__(self) -> Admission:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Compiler(Protocol):
@@ -81,6 +103,8 @@ class Engine:
         self._request_timeout_s = request_timeout_s
         self._stall = stall or StallLimits()
         self._ledger = Ledger()
+        self._capacity = Capacity.of(self.info)
+        self._lengths = OutputLengths()
         self._streams: dict[int, RequestStream] = {}
         self._ids = itertools.count(1)
         self._stopping = False  # the end is wanted
@@ -94,7 +118,7 @@ class Engine:
     @property
     def num_open(self) -> int:
         """Requests that were accepted, and whose end the executor has not confirmed."""
-        return len(self._ledger)
+        return self._ledger.num_submitted
 
     def start(self) -> None:
         """Start the pump thread and the watchdog; to be called once, in a running loop."""
@@ -104,11 +128,42 @@ class Engine:
         is_over = self._died.is_set
         self._watchdog = self._loop.create_task(watch(self, self._stall, is_over))
 
+    def admit(self, demand: Demand, *, caller: str = "", priority: int = 0) -> Admission:
+        """Ask for a place, before any work is done for the request; its deadline counts from now.
+
+        Raises QueueFull, with the expected wait, Unavailable, or DeadlineExceeded.
+        """
+        self._check_accepting()
+        limits = [seconds for seconds in (demand.timeout_s, self._request_timeout_s) if seconds is not None]
+        timeout_s = min(limits, default=None)
+        if timeout_s is not None and timeout_s <= 0:
+            raise DeadlineExceeded(f"the request was not started within {timeout_s:.3g} s")
+        admit(demand._replace(timeout_s=timeout_s), self._ledger, self._capacity, self._executor.cost, self._lengths)
+        now = self._loop.time()
+        entry = LedgerEntry(
+            next(self._ids),
+            now,
+            num_prompt_tokens=demand.num_prompt_tokens,
+            num_sequences=demand.num_sequences,
+            max_output_tokens=demand.max_output_tokens or self.info.max_seq_len,
+            has_limit=demand.max_output_tokens is not None,
+            caller=caller,
+            priority=priority,
+            timeout_s=timeout_s,
+        )
+        self._ledger.open(entry)
+        return Admission(self, entry)
+
+    def withdraw(self, admission: Admission) -> None:
+        """An admitted request is not submitted after all."""
+        self._close(admission.entry.request_id)
+
     async def submit(
         self,
         prompt_token_ids: tuple[int, ...],
         sampling: SamplingParams,
         *,
+        admission: Admission | None = None,
         guide: GuideSpec | None = None,
         priority: int = 0,
         cache_salt: str = "",
@@ -120,35 +175,50 @@ class Engine:
         caller: str = "",
         has_limit: bool = True,
     ) -> RequestStream:
-        """Accept a request; close the stream (it is a context manager) to cancel it. `timeout_s` counts from now.
+        """Accept a request; close the stream (it is a context manager) to cancel it.
 
-        Raises InvalidRequest, Unsupported, QueueFull, Unavailable or DeadlineExceeded, and then nothing runs.
+        Without an `admission` it asks for one itself, of which `timeout_s`, `caller` and `priority` are part; they
+        count nothing beside one. Raises InvalidRequest, Unsupported, QueueFull, Unavailable or DeadlineExceeded, and
+        then nothing runs.
         """
         self._check_accepting()
-        timeout_s = min((t for t in (timeout_s, self._request_timeout_s) if t is not None), default=None)
-        deadline = None if timeout_s is None else self._loop.time() + timeout_s
-        request = GenerationRequest(
-            next(self._ids),
-            prompt_token_ids,
-            sampling,
-            priority=priority,
-            cache_salt=cache_salt,
-            stream=stream,
-            lookahead=lookahead,
-            prediction_token_ids=prediction_token_ids,
-            lora=lora,
-            caller=caller,
-            has_limit=has_limit,
-        )
+        if admission is None:
+            limit = sampling.max_tokens if has_limit else None
+            demand = Demand(len(prompt_token_ids), sampling.n, limit, timeout_s)
+            admission = self.admit(demand, caller=caller, priority=priority)
+        with admission:
+            return await self._submit(
+                admission,
+                GenerationRequest(
+                    admission.entry.request_id,
+                    prompt_token_ids,
+                    sampling,
+                    priority=admission.entry.priority,
+                    cache_salt=cache_salt,
+                    stream=stream,
+                    lookahead=lookahead,
+                    prediction_token_ids=prediction_token_ids,
+                    lora=lora,
+                    caller=admission.entry.caller,
+                    has_limit=has_limit,
+                ),
+                guide,
+            )
+
+    async def _submit(self, admission: Admission, request: GenerationRequest, guide: GuideSpec | None) -> RequestStream:
+        entry = admission.entry
+        entry.num_prompt_tokens = len(request.prompt_token_ids)
+        entry.max_output_tokens, entry.num_sequences = request.sampling.max_tokens, request.sampling.n
         if guide is not None:
             check_request(request, self.info)  # what can never run is not worth a compilation
-            request = await self._with_guide(request, guide, deadline)
+            request = await self._with_guide(request, guide, entry.deadline)
             self._check_accepting()
-        if deadline is not None and deadline <= self._loop.time():
-            raise DeadlineExceeded(f"the request was not started within {timeout_s:.3g} s")
-        if deadline is not None:
-            request = replace(request, timeout_s=deadline - self._loop.time())
-        return self._accept(request, timeout_s, deadline)
+        if entry.deadline is not None:
+            left = entry.deadline - self._loop.time()
+            if left <= 0:
+                raise DeadlineExceeded(f"the request was not started within {entry.timeout_s:.3g} s")
+            request = replace(request, timeout_s=left)
+        return self._accept(admission, request)
 
     def stats(self) -> ExecutorStats:
         """The executor's counters and gauges."""
@@ -213,32 +283,21 @@ class Engine:
             raise DeadlineExceeded("the request's guide was not compiled before its deadline") from None
         return replace(request, guide=guide)
 
-    def _accept(self, request: GenerationRequest, timeout_s: float | None, deadline: float | None) -> RequestStream:
+    def _accept(self, admission: Admission, request: GenerationRequest) -> RequestStream:
+        entry = admission.entry
         stream = RequestStream(request.request_id, self._cancel, self._finish)
         self._streams[request.request_id] = stream  # before submit: a chunk may come first
-        self._ledger.open(
-            LedgerEntry(
-                request.request_id,
-                self._loop.time(),
-                num_prompt_tokens=len(request.prompt_token_ids),
-                num_sequences=request.sampling.n,
-                max_output_tokens=request.sampling.max_tokens,
-                has_limit=request.has_limit,
-                caller=request.caller,
-                priority=request.priority,
-                deadline=deadline,
-            )
-        )
+        self._ledger.submit(request.request_id)
         self._idle.clear()
         try:
             self._executor.submit(request)
         except BaseException:
             self._streams.pop(request.request_id, None)
-            self._close(request.request_id)
             raise
-        if deadline is not None:
-            error = DeadlineExceeded(f"the request did not finish within {timeout_s:.3g} s")
-            stream.timer = self._loop.call_at(deadline, self._cancel, stream, error)
+        admission.is_submitted = True
+        if entry.deadline is not None:
+            error = DeadlineExceeded(f"the request did not finish within {entry.timeout_s:.3g} s")
+            stream.timer = self._loop.call_at(entry.deadline, self._cancel, stream, error)
         return stream
 
     def _cancel(self, stream: RequestStream, error: Exception | None = None) -> None:
@@ -255,7 +314,7 @@ class Engine:
     def _close(self, request_id: int) -> None:
         """A request's end is confirmed."""
         self._ledger.close(request_id)
-        if not self._ledger:
+        if not self._ledger.num_submitted:
             self._idle.set()
 
     def _end_streams(self, error: Exception) -> None:
@@ -296,6 +355,7 @@ class Engine:
         for chunk in chunks:
             self._ledger.add_tokens(chunk.request_id, len(chunk.token_ids), now)
             if chunk.is_final:
+                self._learn_length(chunk)
                 self._close(chunk.request_id)
             stream = streams.get(chunk.request_id)
             if stream is None:  # cancelled: its last chunks interest nobody
@@ -312,6 +372,11 @@ class Engine:
                     del streams[chunk.request_id]
                     stream.end()
 
+    def _learn_length(self, final: TokenChunk) -> None:
+        entry = self._ledger.get(final.request_id)
+        if entry is not None and not entry.has_limit and final.finish_reason is FinishReason.STOP:
+            self._lengths.observe(entry.num_output_tokens // entry.num_sequences)
+
     def _end_early(self, stream: RequestStream, error: Exception, is_final: bool) -> None:
         """One sequence failed: the whole request ends, also its sequences that could go on."""
         if is_final:
@@ -325,7 +390,7 @@ class Engine:
             return
         self.death = death
         if not self._stopping:
-            logger.error("the executor is dead, %d open requests end: %s", len(self._ledger), death)
+            logger.error("the executor is dead, %d open requests end: %s", self.num_open, death)
         for stream in self._streams.values():
             stream.end(EngineDead(death.message))
         self._streams.clear()

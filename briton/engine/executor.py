@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from briton.engine.step_cost import StepCost
 from briton.engine.types import ExecutorStats, GenerationRequest, ModelInfo, StepProgress, TokenChunk
 
 
@@ -15,6 +16,7 @@ class Executor(Protocol):
     """
 
     info: ModelInfo
+    cost: StepCost  # of its steps, learned as it runs
 
     def submit(self, request: GenerationRequest) -> None:
         """Accept a request without blocking. Its chunks may come before this returns.

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+from briton.engine.step_cost import StepCost
 from briton.engine.types import (
     ExecutorStats,
     FinishReason,
@@ -51,6 +52,7 @@ class TrtllmExecutor:
     ) -> None:
         """`engine` is the library's Executor, started; `processor` is the one that its config names."""
         self.info = info
+        self.cost = StepCost()
         self._engine = engine
         self._library = library
         self._limits = limits
