@@ -5,18 +5,20 @@ What a command needs is imported when it runs, so that `briton --help` is there 
 
 from __future__ import annotations
 
-import enum
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
+from briton.config.enums import EXECUTORS
+
 if TYPE_CHECKING:
     from briton.config.config import Config
+    from briton.config.enums import ExecutorName
     from briton.process.logs import LineWriter
 
 app = typer.Typer(
@@ -30,13 +32,6 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at config files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
-
-
-class ExecutorName(str, enum.Enum):
-    """What --executor takes."""
-
-    TRTLLM = "trtllm"
-    LOCAL = "local"
 
 
 @dataclass
@@ -90,6 +85,12 @@ def _host_and_port(address: str) -> str:
     return address
 
 
+def _executor_name(name: str | None) -> str | None:
+    if name is not None and name not in EXECUTORS:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(EXECUTORS)}")
+    return name
+
+
 ConfigOption = Annotated[Path, typer.Option("--config", metavar="FILE", help="The model's config.yaml.")]
 HostOption = Annotated[
     str | None,
@@ -118,9 +119,12 @@ GrpcPortOption = Annotated[
     typer.Option(metavar="PORT", min=0, max=65535, help="gRPC port. Default: the config's briton.grpc_port, 50051."),
 ]
 ExecutorOption = Annotated[
-    ExecutorName | None,
+    str | None,
     typer.Option(
-        "--executor", metavar="trtllm|local", help="Plan for this executor. Default: the one that would run here."
+        "--executor",
+        metavar="|".join(EXECUTORS),
+        help="Plan for this executor. Default: the one that would run here.",
+        callback=_executor_name,
     ),
 ]
 ModelConfigOption = Annotated[
@@ -284,7 +288,7 @@ def explain_config(
 
 def _print_plan(
     file: Path,
-    executor: ExecutorName | None,
+    executor: str | None,
     offline: bool,
     model_config: Path | None,
     as_json: bool,
@@ -298,7 +302,7 @@ def _print_plan(
     explanation = explain(
         load_config(file),
         load_environment(),
-        executor=executor.value if executor else None,
+        executor=cast("ExecutorName | None", executor),
         offline=offline,
         model_config=model_config,
     )

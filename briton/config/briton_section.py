@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import Self
 
+from briton.config.enums import ExecutorName
 from briton.config.section import refuse
 
 _Port = Annotated[int, Field(ge=0, le=65_535)]  # 0: any free port
@@ -89,7 +90,7 @@ class LoggingSection(_Strict):
 class BritonSection(_Strict):
     """How this machine serves the model."""
 
-    executor: Literal["auto", "trtllm", "local"] = "auto"
+    executor: Literal["auto", ExecutorName] = "auto"
     """`auto` is `trtllm` where the library and a GPU are, else `local`; the log and `briton config check` say which,
     and why."""
     host: _Host = "127.0.0.1"
@@ -109,6 +110,8 @@ class BritonSection(_Strict):
     that is not confirmed in that time."""
     give_up_timeout_s: _Seconds = 5.0
     """An engine that has been unhealthy for so long ends its requests with an error, and is started again."""
+    start_timeout_s: _Seconds | None = None
+    """From the start of an engine until it serves. Unset: 600 for the local executor, 1800 for TensorRT-LLM."""
     drain_timeout_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
     """What running requests get after SIGTERM."""
     cache_dir: Annotated[Path, Field(strict=False)] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from briton.config.build import TrussSpeculatorConfiguration, TrussTRTLLMBuildCo
 from briton.config.checkpoint import CheckpointRepository
 from briton.config.enums import (
     CheckpointSource,
+    ExecutorName,
     TrussTRTLLMBatchSchedulerPolicy,
     TrussTRTLLMModel,
     TrussTRTLLMQuantizationType,
@@ -22,6 +24,8 @@ from briton.errors import ConfigError
 
 Family = Literal["Briton", "BISV2", "BEI", "BEI-Bert"]
 _V2_KV_CACHE_FRACTION = 0.9
+# TensorRT-LLM loads hundreds of GB, also from network storage.
+START_TIMEOUT_S: Mapping[ExecutorName, float] = {"local": 600.0, "trtllm": 1800.0}
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,11 @@ class Config:
     def is_encoder(self) -> bool:
         """An embedding, reranking or classification model: it generates no text."""
         return self.trt_llm.build.is_encoder
+
+    def start_timeout_s(self, executor: ExecutorName) -> float:
+        """From the start of an engine, or of one of its ranks, until it serves, in seconds: the one limit of all who
+        wait for it."""
+        return self.briton.start_timeout_s or START_TIMEOUT_S[executor]
 
     def _located(self, repository: CheckpointRepository) -> CheckpointRepository:
         if repository.source is not CheckpointSource.LOCAL:

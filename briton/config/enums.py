@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import enum
+from typing import Literal, get_args
+
+ExecutorName = Literal["trtllm", "local"]  # `briton.executor` takes "auto" as well
+EXECUTORS: tuple[ExecutorName, ...] = get_args(ExecutorName)
 
 
 class _Word(str, enum.Enum):

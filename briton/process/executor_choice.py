@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from briton.config.checkpoint import CheckpointRepository
 from briton.config.config import Config
-from briton.config.enums import CheckpointSource
+from briton.config.enums import CheckpointSource, ExecutorName
 from briton.config.local_target import LocalTarget, map_quantization
 from briton.errors import Unsupported
 from briton.trtllm.machine import Machine, this_machine
@@ -23,7 +23,7 @@ REVISION_SOURCES = (CheckpointSource.HF, CheckpointSource.PYPI)
 class ExecutorChoice(NamedTuple):
     """The executor that would run, and why."""
 
-    name: Literal["local", "trtllm"]
+    name: ExecutorName
     reason: str
 
 
@@ -61,7 +61,7 @@ def is_local_only(config: Config) -> bool:
     return is_gguf or checkpoint.source is CheckpointSource.PYPI
 
 
-def check_servable(config: Config, executor: Literal["local", "trtllm"] | None = None) -> None:
+def check_servable(config: Config, executor: ExecutorName | None = None) -> None:
     """Raise Unsupported, naming the field, for a config that an executor (None: the one of its choice) cannot serve."""
     if (executor or choose_executor(config).name) == "trtllm":
         _check_trtllm_servable(config)

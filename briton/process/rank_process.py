@@ -21,7 +21,8 @@ from briton.ranks.rank_context import RankContext, join_ranks, leave_world
 
 def run_rank(config: Config, engine_dir: Path, *, host: str, port: int, rank: int, member: Member | None) -> int:
     """Serve as rank 0, or follow, until rank 0 ends. Returns 0 after a drain; a rank that fails ends its process."""
-    rank_context = join_ranks(rank, config.world_size, member, choose_executor(config).name)
+    executor = choose_executor(config).name
+    rank_context = join_ranks(rank, config.world_size, member, executor, config.start_timeout_s(executor))
     try:
         code = (
             _serve(config, engine_dir, host, port, rank_context)

@@ -17,6 +17,7 @@ from briton.config.config import Config
 from briton.config.environment import Environment
 from briton.errors import ConfigError
 from briton.process import probes
+from briton.process.executor_choice import choose_executor
 from briton.process.logs import ChildLines, LineWriter
 from briton.process.supervisor import ChildSpec, RestartPolicy, Supervisor
 from briton.rpc.ports import claim_port
@@ -69,7 +70,7 @@ def serve(
     engine_dir = build(config, environment)
     supervisor = Supervisor(
         child_specs(config, engine_dir, addresses, writer, hostfile=options.hostfile, debug=options.debug),
-        policy=RestartPolicy(),
+        policy=RestartPolicy(config.start_timeout_s(choose_executor(config).name)),
         drain_timeout_s=config.briton.drain_timeout_s,
         on_ready=functools.partial(LineWriter(sys.stdout).write_line, banner(config.served_model_name, addresses)),
     )

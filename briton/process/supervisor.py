@@ -35,15 +35,15 @@ class ChildSpec:
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """When a child that died is started again. Times in seconds."""
+    """How long a child may take to start, and when one that died is started again. Times in seconds."""
 
+    start_timeout_s: float  # from start to ready
     first_delay_s: float = 0.25  # doubles with each failure in a row
     max_delay_s: float = 10.0
     max_failures: int = 6  # in a row; the next one ends the supervisor
     stable_s: float = 60.0  # ready for so long, and the next death is the first again
     look_s: float = 1.0  # between two questions whether a child that is ready is alive
     unresponsive_s: float = 10.0  # a child that has not been alive for so long is ended, and started again
-    start_timeout_s: float = 600.0  # from start to ready
 
     def delay_s(self, failures: int) -> float:
         """How long to wait before the restart that follows this many failures in a row."""
@@ -71,9 +71,10 @@ class _Slot:
     alive_at: float = 0.0  # this process was last seen alive
     look_at: float = 0.0  # it is asked again
     failures: int = 0  # in a row
+    timed_out: bool = False  # this process was ended, since it was not ready in time
 
     def start(self, now: float, on_exit: Callable[[ChildProcess], None]) -> None:
-        self.started_at, self.ready_at = now, None
+        self.started_at, self.ready_at, self.timed_out = now, None, False
         self.process = ChildProcess(self.spec.command, on_line=self.spec.on_line, on_exit=on_exit)
         logger.info("%s started, pid %d", self.spec.name, self.process.pid)
 
@@ -142,7 +143,8 @@ class Supervisor:
             slot.was_ready = True
             logger.info("%s is ready after %.1f s", slot.spec.name, slot.ready_at - slot.started_at)
         elif now - slot.started_at > self._policy.start_timeout_s:
-            logger.error("%s is not ready after %g s: ending it", slot.spec.name, self._policy.start_timeout_s)
+            logger.error("%s %s: ending it", slot.spec.name, self._too_late())
+            slot.timed_out = True
             slot.started_at = now  # a process stuck in the kernel: say it again, but not at once
             process.kill()
 
@@ -157,6 +159,9 @@ class Supervisor:
             logger.error("%s has not answered for %.0f s: ending it", slot.spec.name, now - slot.alive_at)
             slot.alive_at = now  # a process stuck in the kernel: say it again, but not at once
             process.kill()
+
+    def _too_late(self) -> str:
+        return f"was not ready after {self._policy.start_timeout_s:g} s (briton.start_timeout_s)"
 
     def _time_to_next_action(self) -> float | None:
         """Seconds, or None when nothing but an event can need one."""
@@ -174,7 +179,8 @@ class Supervisor:
     def _on_exit(self, process: ChildProcess) -> None:
         """Plan the restart of a child that ended by itself; raise ChildFailed when there is no use in it."""
         slot = next(slot for slot in self._slots if slot.process is process)
-        name, how, now = slot.spec.name, process.describe_exit(), time.monotonic()
+        name, now = slot.spec.name, time.monotonic()
+        how = self._too_late() if slot.timed_out else process.describe_exit()
         stable = slot.ready_at is not None and now - slot.ready_at >= self._policy.stable_s
         slot.failures = 1 if stable else slot.failures + 1
         slot.process, slot.ready_at = None, None

@@ -9,7 +9,6 @@ from briton.ranks.progress import Phase, Snapshot
 
 SILENCE_S = 2.0  # a serving rank that says nothing for so long is stopped, or cut off
 LOADING_SILENCE_S = 60.0  # libraries that load a model may keep a process from saying anything
-LIBRARY_LOADING_SILENCE_S = 1800.0  # TensorRT-LLM keeps the interpreter's lock from beginning to end
 STUCK_S = 2.0  # all ranks wait for each other for so long: a collective that never completes
 # A rank may compute alone for so many times the longest computation between two collectives that any rank ever had
 # (a step of many more tokens than those before), and for STUCK_S in any case.

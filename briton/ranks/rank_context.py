@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from briton.config.enums import ExecutorName
 from briton.engine.types import RankStats
 from briton.errors import BritonError, ConfigError
 from briton.ranks.communicator import Communicator
-from briton.ranks.failure_rules import LIBRARY_LOADING_SILENCE_S
 from briton.ranks.hub import Hub, JobFailure, LeaderExit
 from briton.ranks.member import Member
 from briton.ranks.memory import proportional_set_size
@@ -28,13 +28,14 @@ class RankContext:
 
 
 def join_ranks(
-    rank: int, size: int, member: Member | None, executor: Literal["local", "trtllm"] = "local"
+    rank: int, size: int, member: Member | None, executor: ExecutorName, start_timeout_s: float
 ) -> RankContext:
     """Join the other ranks over MPI.
 
     `member` is this rank's membership where a launcher of ours has started it; without it (mpiexec or srun was called
-    by somebody else) rank 0 makes the hub. Raises ConfigError, naming both numbers, when there are other than `size`
-    ranks, BritonError without MPI.
+    by somebody else) rank 0 makes the hub. TensorRT-LLM's ranks may say nothing for `start_timeout_s` while they load:
+    the library keeps the interpreter's lock from beginning to end. Raises ConfigError, naming both numbers, when there
+    are other than `size` ranks, BritonError without MPI.
     """
     is_local = executor == "local"
     # One thread at a time calls MPI; TensorRT-LLM does so from several, and starts with nothing less.
@@ -48,7 +49,7 @@ def join_ranks(
         )
     member = member or Member(_own_hub(world), rank)
     if not is_local:
-        member.expect_silence(LIBRARY_LOADING_SILENCE_S)
+        member.expect_silence(start_timeout_s)
         return RankContext(None, member)
     communicator = Communicator(world, member.progress)
     communicator.counters.base_pss_bytes = proportional_set_size()

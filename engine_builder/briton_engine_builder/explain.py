@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from briton.config.config import Config
+from briton.config.enums import ExecutorName
 from briton.config.environment import Environment
 from briton.config.local_target import map_quantization
 from briton.errors import ConfigError, Unsupported
@@ -32,8 +33,6 @@ from briton.trtllm.memory import in_gib
 from briton.trtllm.plan import TrtllmPlan, gpu_of, plan_of
 from briton_engine_builder.hf_config import SUPPORTED_ARCHITECTURES
 from briton_engine_builder.sources.shapes import find_shapes
-
-ExecutorName = Literal["trtllm", "local"]
 
 # Bytes of one weight as the local engine stores it: int4 has a scale and a zero point for 32 weights.
 _LOCAL_WEIGHT_BYTES = {"f32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5 + 3 / 32}
@@ -63,7 +62,7 @@ def explain(
     config: Config,
     environment: Environment,
     *,
-    executor: str | None = None,
+    executor: ExecutorName | None = None,
     offline: bool = False,
     model_config: Path | None = None,
 ) -> Explanation:
@@ -85,10 +84,10 @@ def explain(
     return explain_shapes(config, shapes, chosen, reason)
 
 
-def resolve_executor(config: Config, asked: str | None) -> tuple[ExecutorName, str]:
+def resolve_executor(config: Config, asked: ExecutorName | None) -> tuple[ExecutorName, str]:
     """(executor, why) of a plan: the asked one, the config's even where it cannot run, or what `auto` takes here."""
     if asked is not None:
-        return ("trtllm" if asked == "trtllm" else "local"), "asked for on the command line"
+        return asked, "asked for on the command line"
     if config.briton.executor == "trtllm":
         missing = ", and ".join(this_machine().missing)
         return "trtllm", "the config asks for it" + (f"; it cannot run here: {missing}" if missing else "")

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from briton.config.briton_section import BritonSection
+from briton.config.enums import EXECUTORS
+
 from .conftest import LoadChanged, Refusal
 
 
@@ -18,6 +21,7 @@ def test_defaults(load_changed: LoadChanged) -> None:
         "grpc_port": 50051,
         "max_queue_size": 256,
         "request_timeout_s": 600,
+        "start_timeout_s": None,
         "drain_timeout_s": 30.0,
         "cache_dir": None,
         "local": {
@@ -53,6 +57,7 @@ def test_defaults(load_changed: LoadChanged) -> None:
         ("max_queue_size", 0),
         ("request_timeout_s", 0),
         ("request_timeout_s", float("nan")),
+        ("start_timeout_s", 0),
         ("drain_timeout_s", -1),
         ("drain_timeout_s", float("inf")),
         ("cache_dir", 3),
@@ -126,3 +131,13 @@ def test_how_ranks_are_started(load_changed: LoadChanged) -> None:
         Path("hosts"),
         ("-launcher", "ssh"),
     )
+
+
+def test_how_long_an_engine_may_start(load_changed: LoadChanged) -> None:
+    """Hundreds of GB from network storage take longer than ten minutes."""
+    config = load_changed()
+    assert config.start_timeout_s("trtllm") > config.start_timeout_s("local") > 0
+    described = BritonSection.model_fields["start_timeout_s"].description or ""
+    assert all(f"{config.start_timeout_s(executor):g} for " in described for executor in EXECUTORS)
+    config = load_changed({"briton.start_timeout_s": 7200})
+    assert config.start_timeout_s("trtllm") == config.start_timeout_s("local") == 7200

@@ -207,7 +207,7 @@ def test_a_hub_of_ranks_that_nobody_launched(monkeypatch: pytest.MonkeyPatch, ca
         "Communicator",
         lambda world, progress: SimpleNamespace(progress=progress, counters=RankCounters()),
     )
-    taken = rank_context.join_ranks(0, 1, None)
+    taken = rank_context.join_ranks(0, 1, None, "local", 10.0)
     base = taken.communicator.counters.base_pss_bytes
     assert base > 1 << 20
     wait_until(lambda: [s.base_pss_bytes for s in taken.member.all_stats()] == [base])
@@ -218,12 +218,22 @@ def test_a_hub_of_ranks_that_nobody_launched(monkeypatch: pytest.MonkeyPatch, ca
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
+def test_ranks_of_the_library_may_be_silent_as_long_as_they_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: ranks were granted half an hour, and the supervisor ended them after ten minutes."""
+    world = SimpleNamespace(Get_size=lambda: 1, Barrier=lambda: None)
+    monkeypatch.setattr(rank_context, "_world", lambda thread_level: world)
+    granted: list[float] = []
+    member = SimpleNamespace(expect_silence=granted.append)
+    assert rank_context.join_ranks(0, 1, member, "trtllm", 7200.0).communicator is None
+    assert granted == [7200.0]
+
+
 @pytest.mark.parametrize("num_ranks", [1, 3])
 def test_another_number_of_ranks_than_the_configs(monkeypatch: pytest.MonkeyPatch, num_ranks: int) -> None:
     monkeypatch.setattr(
         rank_context, "_world", lambda thread_level: SimpleNamespace(Get_size=lambda: num_ranks, Barrier=lambda: None)
     )
     with pytest.raises(ConfigError, match=f"{num_ranks} ranks were started; the config asks for 2") as caught:
-        rank_context.join_ranks(0, 2, None)
+        rank_context.join_ranks(0, 2, None, "local", 10.0)
     assert caught.value.field == "trt_llm.build.tensor_parallel_count"
     assert ("another MPI's" in str(caught.value)) is (num_ranks == 1)

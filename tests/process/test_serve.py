@@ -135,6 +135,16 @@ def test_lines_of_children_are_prefixed_and_the_error_comes_last(serve: Serve) -
     assert "Traceback" not in errors
 
 
+def test_an_engine_that_takes_too_long_to_start(serve: Serve, config: Path) -> None:
+    """Regression: nothing that loads for longer than ten minutes could be served, and no config could say otherwise."""
+    config.write_text(CONFIG.replace("drain_timeout_s: 5", "start_timeout_s: 0.5"))
+    process = serve("engine=unready")
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 1
+    told = "the engine did not start: it was not ready after 0.5 s (briton.start_timeout_s)"
+    assert errors.splitlines()[-1] == f"briton: error: {told}"
+
+
 def test_a_failed_build_is_one_line(serve: Serve, tmp_path: Path) -> None:
     process = serve("builder=fail")
     out, errors = process.communicate(timeout=10)

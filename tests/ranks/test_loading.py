@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from briton.ranks.failure_rules import LIBRARY_LOADING_SILENCE_S, LOADING_SILENCE_S, RankState, find_failure
+from briton.ranks.failure_rules import LOADING_SILENCE_S, RankState, find_failure
 from briton.ranks.hub import Hub, JobFailure, LeaderExit
 from briton.ranks.member import Member
 from briton.ranks.messages import Lines, encode
@@ -32,11 +32,11 @@ def _state(silence_s: float, granted_s: float, *, is_serving: bool = False) -> R
 
 
 def test_a_rank_may_be_silent_as_long_as_it_was_granted() -> None:
-    silence = LOADING_SILENCE_S + 1
+    silence, granted = LOADING_SILENCE_S + 1, 2 * LOADING_SILENCE_S
     assert find_failure({0: _state(silence, LOADING_SILENCE_S)}) is not None
-    assert find_failure({0: _state(silence, LIBRARY_LOADING_SILENCE_S)}) is None
-    assert find_failure({0: _state(LIBRARY_LOADING_SILENCE_S + 1, LIBRARY_LOADING_SILENCE_S)}) is not None
-    assert find_failure({0: _state(silence, LIBRARY_LOADING_SILENCE_S, is_serving=True)}) is not None
+    assert find_failure({0: _state(silence, granted)}) is None
+    assert find_failure({0: _state(granted + 1, granted)}) is not None
+    assert find_failure({0: _state(silence, granted, is_serving=True)}) is not None
 
 
 def test_the_hub_hears_how_long(started: tuple[Hub, Events]) -> None:

@@ -1,0 +1,1 @@
+"""The documentation: its blocks, its links, and what it takes from the code."""
