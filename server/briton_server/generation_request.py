@@ -48,6 +48,7 @@ def new_generation(
             guide=guide,
             priority=fields.priority or 0,
             cache_salt=fields.cache_salt or "",
+            caller=fields.user or "",
             # The engine ends a sequence at a stop string; its text is made here, of the tokens up to there.
             stop=stop,
             standalone_text=not continues_prompt,
