@@ -1,4 +1,5 @@
-"""One tree of errors, and the one table that maps it to gRPC and HTTP.
+"""One tree of errors, and the table that maps it to gRPC and HTTP. The way back, from a gRPC status to an error, is the
+gateway's (`briton_server.engine_errors`).
 
 An error carries data (field, limit, retry hint), not formatting. Whatever is not a BritonError is a bug: INTERNAL, 500.
 """

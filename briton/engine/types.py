@@ -1,7 +1,7 @@
 """The nouns of a request, shared by the engine, both executors and the service layer.
 
-Token ids only: nothing here knows text, sockets or asyncio. All types are frozen; a request
-is described once, at the edge, and passed down.
+Token ids only: nothing here knows text, sockets or asyncio. All types are frozen; a request is described once, at the
+edge, and passed down.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class FinishReason(enum.Enum):
 class SamplingParams:
     """How tokens are chosen. Limits are checked by `briton.engine.validation.check_request`.
 
-    Order of application, as in TensorRT-LLM and vLLM: penalties, logit bias, bad words and min_tokens,
-    guide mask, temperature, top_k, top_p, min_p.
+    Order of application, as in TensorRT-LLM and vLLM: penalties, logit bias, bad words and min_tokens, guide mask,
+    temperature, top_k, top_p, min_p.
     """
 
     max_tokens: int = 16
@@ -103,9 +103,8 @@ class TokenChunk:
     """What one engine step gave to one sequence of a request.
 
     `token_ids` are new tokens only, several when speculation accepted more than one. The token that ended the
-    sequence (a stop id)
-    is the last of them, and `stop_token_id` names it: it was generated and counts, but is not part of the text.
-    Every accepted request ends in exactly one chunk with `is_final` set.
+    sequence (a stop id) is the last of them, and `stop_token_id` names it: it was generated and counts, but is not part
+    of the text. Every accepted request ends in exactly one chunk with `is_final` set.
     """
 
     request_id: int
@@ -114,11 +113,10 @@ class TokenChunk:
     logprobs: tuple[TokenLogprob, ...] = ()  # one for each token, when asked for
     finish_reason: FinishReason | None = None  # set on the sequence's last chunk
     stop_token_id: int | None = None
-    error: Exception | None = (
-        None  # with finish_reason ERROR: what to tell the caller, a BritonError if it is the caller's fault
-    )
+    # With finish_reason ERROR: what to tell the caller, a BritonError if it is the caller's fault.
+    error: Exception | None = None
     is_final: bool = False  # the request's last chunk, of all its sequences
-    # on the final chunk only:
+    # On the final chunk only:
     cached_tokens: int = 0  # prompt tokens found in the KV cache
     timings: RequestTimings | None = None
     speculation: Speculation | None = None

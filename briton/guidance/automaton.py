@@ -19,9 +19,8 @@ _FORCED_CONTEXT = 64  # bytes of forced text that the choice of its first token 
 class AutomatonArrays(NamedTuple):
     """A finite automaton over bytes, and the token mask of each of its states.
 
-    State 0 is dead, the last one is after the end.
-    The next state of (state, token) is found by walking the token's bytes: a table of [states, tokens] would be
-    hundreds of times larger, and a token has four bytes or so.
+    State 0 is dead, the last one is after the end. The next state of (state, token) is found by walking the token's
+    bytes: a table of [states, tokens] would be hundreds of times larger, and a token has four bytes or so.
     """
 
     byte_class: bytes  # [256] byte -> class; bytes of one class lead to the same states everywhere

@@ -26,7 +26,8 @@ Answer = tuple[str, Any]
 
 
 def main() -> int:
-    """Serve one connection until it is closed. First message: a `Setup`; then one (kind, text) each."""
+    """Serve one connection until it is closed. First message: (kind, setup); then one text each, answered with one
+    `Answer`."""
     fd, memory_bytes, cpu_s = (float(argument) for argument in sys.argv[1:4])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when this ends
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's thread pools would count as address space

@@ -3,7 +3,7 @@ TensorRT-LLM's batch manager.
 
     request -> Scheduler.schedule -> StepPlan -> ModelRunner.forward -> Sampler.sample -> Scheduler.update -> chunks
 
-No torch, no text, no sockets. Only `model_runner` and `models` know OpenVINO.
+No torch, no text, no sockets. Only `model_runner`, `step_graphs` and `models` know OpenVINO.
 """
 
 import sys

@@ -1,10 +1,9 @@
 """The paged KV cache's book-keeping: which block belongs to whom, and which old ones can be used again.
 
 Knows block numbers and token ids; never touches the cache itself. A block is *used* (ref_count > 0, in some block
-tables) or
-*free* (ref_count 0, in the free list). A free block may still be *cached*: its hash is known, and a later prompt
-that begins the
-same way takes it back. Only full blocks of computed tokens are ever hashed, so reuse never sees an unverified token.
+tables) or *free* (ref_count 0, in the free list). A free block may still be *cached*: its hash is known, and a later
+prompt that begins the same way takes it back. Only full blocks of computed tokens are ever hashed, so reuse never sees
+an unverified token.
 """
 
 from __future__ import annotations

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
-from briton.engine.types import FinishReason, TokenChunk
+from briton.engine.types import FinishReason, TokenChunk, TokenLogprob
 from briton.local.sampler import Sampled
 from briton.local.sequence import RequestState, SequenceState
 
 
+class _Held(NamedTuple):
+    """Tokens of a sequence whose request does not stream."""
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprob]
+
+
 class OutputProcessor:
-    """Appends tokens to sequences and decides their end."""
+    """Appends tokens to sequences, decides their end, and holds back what a request that does not stream gets at its
+    end."""
 
     def __init__(self, stop_token_ids: Iterable[int]) -> None:
         self._stop_token_ids = frozenset(stop_token_ids)
+        self._held: dict[SequenceState, _Held] = {}
+
+    @property
+    def held(self) -> Collection[SequenceState]:
+        """Sequences of which tokens are held back."""
+        return self._held.keys()
 
     def append(self, sequence: SequenceState, sampled: Sampled) -> None:
         """Add a token to its sequence, and set `finish_reason` if it was the last."""
@@ -29,11 +44,13 @@ class OutputProcessor:
         token_ids = tuple(token.token_id for token in sampled)
         logprobs = tuple(token.logprob for token in sampled if token.logprob is not None)
         if not state.request.stream:
-            sequence.held_token_ids += token_ids
-            sequence.held_logprobs += logprobs
             if sequence.finish_reason is None:
+                held = self._held.setdefault(sequence, _Held([], []))
+                held.token_ids.extend(token_ids)
+                held.logprobs.extend(logprobs)
                 return None
-            token_ids, logprobs = tuple(sequence.held_token_ids), tuple(sequence.held_logprobs)
+            held = self._release(sequence)
+            token_ids, logprobs = (*held.token_ids, *token_ids), (*held.logprobs, *logprobs)
         if sequence.finish_reason is None:
             return TokenChunk(state.request.request_id, sequence.index, token_ids, logprobs)
         is_final = state.is_finished
@@ -54,13 +71,15 @@ class OutputProcessor:
         """The final chunk of a request that ends before its time. Tokens held back are given with it where there is
         but one sequence."""
         last = next((s for s in state.sequences if s.finish_reason is None), state.sequences[0])
+        held = self._release(last)
         for sequence in state.sequences:
+            self._release(sequence)
             sequence.finish_reason = sequence.finish_reason or reason
         return TokenChunk(
             state.request.request_id,
             last.index,
-            tuple(last.held_token_ids),
-            tuple(last.held_logprobs),
+            tuple(held.token_ids),
+            tuple(held.logprobs),
             reason,
             error=error,
             is_final=True,
@@ -68,6 +87,9 @@ class OutputProcessor:
             timings=state.timings(),
             speculation=state.speculation(),
         )
+
+    def _release(self, sequence: SequenceState) -> _Held:
+        return self._held.pop(sequence, None) or _Held([], [])
 
     def _is_stop(self, sequence: SequenceState, token_id: int) -> bool:
         sampling = sequence.sampling

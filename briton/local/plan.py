@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from briton.local.lookahead.draft import Draft
+from briton.local.draft import Draft
 from briton.local.sequence import SequenceState
 
 

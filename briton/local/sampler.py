@@ -1,8 +1,8 @@
 """From logits to tokens: one row of float32 [vocab] for each token.
 
 Order: penalties, logit bias, bad words and min_tokens, guide mask, temperature, top_k, top_p, min_p (TensorRT-LLM,
-vLLM).
-A row's result depends on nothing but the row and its sequence, so that a seed reproduces whatever else is in the batch.
+vLLM). A row's result depends on nothing but the row and its sequence, so that a seed reproduces whatever else is in the
+batch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What runs next. One rule: computed tokens catch up with tokens, at most `max_num_tokens` of them a step.
 
 There is no prefill phase and no decode phase. In-flight batching, chunked context, prefix reuse and preemption by
-recompute all
-follow from that rule. Decides only: no model, no clock but for time stamps, no chunks.
+recompute all follow from that rule. Decides only: no model, no clock but for time stamps, no chunks.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from briton.local.block_manager import BlockManager
-from briton.local.lookahead.draft import Draft
+from briton.local.draft import Draft
 from briton.local.plan import ScheduledSequence, StepPlan
 from briton.local.sequence import RequestState, SequenceState
 from briton.local.settings import SchedulerPolicy
@@ -22,10 +21,9 @@ class Scheduler:
     """Running and waiting sequences, and the two capacity policies of TensorRT-LLM's batch manager.
 
     guaranteed_no_evict starts a sequence only when the cache can hold all it may ever write, beside all that runs:
-    nothing that
-    started is ever stopped. max_utilization starts as much as fits now, and when the cache runs full stops the
-    sequence that was
-    started last: it waits again, and computes its tokens anew (its cached blocks permitting, it finds them).
+    nothing that started is ever stopped. max_utilization starts as much as fits now, and when the cache runs full stops
+    the sequence that was started last: it waits again, and computes its tokens anew, but for those that it still finds
+    in the cache.
     """
 
     def __init__(
@@ -42,7 +40,8 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_cached_tokens = 0  # prompt tokens found in the cache, since start
         self.num_waiting_requests = 0  # none of whose sequences was ever started
-        self._waiting: list[tuple[tuple[int, int, int], SequenceState]] = []  # a heap
+        self._waiting: set[SequenceState] = set()
+        self._queue: list[tuple[tuple[int, int, int], SequenceState]] = []  # a heap of those, and of some that left
         self._max_batch_size = max_batch_size
         self._max_num_tokens = max_num_tokens
         self._policy = policy
@@ -56,7 +55,7 @@ class Scheduler:
     @property
     def waiting(self) -> list[SequenceState]:
         """Waiting sequences, in no particular order."""
-        return [sequence for _, sequence in self._waiting]
+        return list(self._waiting)
 
     def add(self, state: RequestState) -> None:
         """Queue a request's first sequence; the others follow when it has computed the prompt, and find it in the
@@ -120,23 +119,27 @@ class Scheduler:
             self._push(sequence)
 
     def finish(self, sequence: SequenceState) -> None:
-        """Free a sequence that has ended, wherever it is."""
+        """Free a sequence that has ended, wherever it is. One that waits leaves a gap in the queue, which is put in
+        order again when half of it are gaps: many that leave at once cost no more than they did to come."""
         if sequence in self.running:
             self.running.remove(sequence)
             self.blocks.free(sequence)
             return
-        kept = [entry for entry in self._waiting if entry[1] is not sequence]
-        if len(kept) < len(self._waiting):
-            heapq.heapify(kept)
-            self._waiting = kept
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
             if sequence.request_state.scheduled_at is None:
                 self.num_waiting_requests -= 1
+            if len(self._queue) > 2 * len(self._waiting):  # gaps still hold their prompts
+                self._queue = [entry for entry in self._queue if entry[1] in self._waiting]
+                heapq.heapify(self._queue)
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless queues and blocks are consistent."""
         assert len(set(map(id, self.running))) == len(self.running) <= self._max_batch_size
         assert all(not sequence.block_table for sequence in self.waiting), "a waiting sequence holds blocks"
         assert not {id(s) for s in self.running} & {id(s) for s in self.waiting}
+        queued = [sequence for _, sequence in self._queue if sequence in self._waiting]
+        assert len(queued) == len(self._waiting), "a sequence waits outside the queue, or twice in it"
         self.blocks.check_invariants(self.running)
         if self._policy == "guaranteed_no_evict":
             assert self._reserved() <= self.blocks.num_free_blocks, "more was promised than is free"
@@ -146,7 +149,7 @@ class Scheduler:
             return
         unpromised = self.blocks.num_free_blocks - self._reserved()
         while self._waiting and budget > 0 and len(self.running) < self._max_batch_size:
-            sequence = self._waiting[0][1]
+            sequence = self._head()
             matched = self.blocks.match_prefix(sequence)
             num_cached = len(matched) * self.blocks.block_size
             count = min(sequence.num_tokens - num_cached, budget)
@@ -156,7 +159,8 @@ class Scheduler:
             needed = self.blocks.blocks_for(end) - len(matched) + self.blocks.num_free_among(matched)
             if needed > unpromised:
                 return  # nobody behind it overtakes: no starvation
-            heapq.heappop(self._waiting)
+            heapq.heappop(self._queue)
+            self._waiting.remove(sequence)
             self.blocks.take_prefix(sequence, matched)
             self.blocks.extend(sequence, num_cached + count)
             self.running.append(sequence)
@@ -195,4 +199,11 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _push(self, sequence: SequenceState) -> None:
-        heapq.heappush(self._waiting, (sequence.order, sequence))
+        self._waiting.add(sequence)
+        heapq.heappush(self._queue, (sequence.order, sequence))
+
+    def _head(self) -> SequenceState:
+        """The first of those that wait; what has left the queue goes on the way."""
+        while self._queue[0][1] not in self._waiting:
+            heapq.heappop(self._queue)
+        return self._queue[0][1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,14 +13,10 @@ from briton.engine.types import (
     RequestTimings,
     SamplingParams,
     Speculation,
-    TokenLogprob,
 )
 from briton.guidance.guide import Guide
 from briton.local.bad_words import BadWords
 from briton.local.penalties import PenaltyState
-
-if TYPE_CHECKING:
-    from briton.local.lookahead.drafter import Drafter
 
 
 @dataclass(eq=False, slots=True)
@@ -39,10 +34,6 @@ class SequenceState:
     num_committed_blocks: int = 0  # of block_table, from its start: computed, and known for reuse
     finish_reason: FinishReason | None = None
     penalties: PenaltyState | None = None  # the sampler's
-    drafter: Drafter | None = None  # the speculator's
-    may_draft: bool = True
-    held_token_ids: list[int] = field(default_factory=list)  # of a request that does not stream
-    held_logprobs: list[TokenLogprob] = field(default_factory=list)
 
     @property
     def request(self) -> GenerationRequest:
@@ -88,6 +79,7 @@ class RequestState:
     request: GenerationRequest
     bad_words: BadWords
     sequences: list[SequenceState] = field(default_factory=list)
+    has_ended: bool = False  # before its time or not: nothing is computed for it any more
     cached_tokens: int = 0
     num_steps: int = 0  # of all sequences, those in which they were sampled
     num_draft_tokens: int = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from briton.local.lookahead.draft import ROOT
+from briton.local.draft import ROOT
 from briton.local.output import OutputProcessor
 from briton.local.plan import ScheduledSequence
 from briton.local.sampler import Sampled, Sampler, StepLogits

@@ -4,17 +4,15 @@
     rank0.safetensors ...   weights, one file a rank, already quantized and fused as the graph wants them
                             (`briton.model.sharding` says which part of each matrix a rank has)
     tokenizer.json          and tokenizer_config.json, chat_template.jinja, generation_config.json where the
-    checkpoint has them
+                            checkpoint has them
 
 Weight names: `embed_tokens`, `norm`, `lm_head` (absent when tied), and for each layer i `layers.{i}.input_norm`,
-`.qkv`, `.o`,
-`.post_attention_norm`, `.gate_up`, `.down`. `qkv` is [query; key; value] and `gate_up` is [gate; up], stacked by
-output row.
-Norms are F32 [hidden]. A matrix X is [out, in], stored as its dtype says:
+`.qkv`, `.o`, `.post_attention_norm`, `.gate_up`, `.down`. `qkv` is [query; key; value] and `gate_up` is [gate; up],
+stacked by output row. Norms are F32 [hidden]. A matrix X is [out, in], stored as its dtype says:
 
     F32, BF16   X
     int8        X I8 [out, in], `X.scale` F16 [out, groups]; groups = 1 is one scale a row, else in / groups weights
-    share one
+                share one
     int4        X U8 [out, in / 2], two 4-bit values a byte, low nibble first; `X.scale` F16 [out, groups];
                 `X.zero` [out, groups], U8 (one zero point of 0..15 a byte) or F16 (a fractional zero point, as
                 GGUF's Q4_1 has)

@@ -1,4 +1,4 @@
-"""The hub of a job: every rank's member tells it twice a second and more that it lives, and where it is.
+"""The hub of a job: every rank's member tells it four times a second that it lives, and where it is.
 
 It decides alone when a job has failed, and then says so to every member; what follows is the business of whoever
 started it. A rank whose connection ends without a farewell is dead; the rest is `failure_rules.find_failure`.

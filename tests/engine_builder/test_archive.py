@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from briton_engine_builder.sources import archive as module
 from briton_engine_builder.sources.archive import unpack
 
 MODEL = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "tokenizer.json": b"{}"}
+TOO_LONG = f"a member has more than {module._MAX_HEADER_BYTES} bytes of headers: pack it without attributes"
 WHERE = "checkpoint_repository.repo http://host/m.tar.gz"
 
 
@@ -159,6 +161,93 @@ def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_members_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_MEMBERS", 10)
     assert refusal(packed(*(member(f"{n}.txt") for n in range(11))), tmp_path).startswith("has more than 10 members")
+
+
+def with_header(kind: bytes, block: bytes, blocks: int) -> bytes:
+    """A model behind an extended header of so many blocks."""
+    header = tarfile.TarInfo("header")
+    header.type, header.size = kind, len(block) * blocks
+    content = io.BytesIO()
+    with gzip.GzipFile(fileobj=content, mode="wb", compresslevel=1) as stream:
+        stream.write(header.tobuf(tarfile.GNU_FORMAT))
+        for _ in range(blocks):
+            stream.write(block)
+        stream.write(gzip.decompress(packed(*files())))
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    "kind", [b"x", b"g", b"X", b"L", b"K"], ids=["pax", "global", "solaris", "longname", "longlink"]
+)
+def test_headers_are_bounded(tmp_path: Path, kind: bytes) -> None:
+    """Regression: 1.1 MB of tar.gz took 263 MB, since tarfile reads a header of any size into memory."""
+    content = with_header(kind, b"20 comment=abcdefghi\n"[:16] * (1 << 16), 64)
+    assert len(content) < 1 << 20
+    tracemalloc.start()
+    try:
+        told = refusal(content, tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert told == TOO_LONG
+
+
+def test_a_sparse_map_is_bounded(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("model.safetensors")
+    info.pax_headers = {
+        "GNU.sparse.major": "1",
+        "GNU.sparse.minor": "0",
+        "GNU.sparse.name": "a",
+        "GNU.sparse.realsize": "1",
+    }
+    data = b"999999999\n" + b"0\n" * (8 << 20)
+    info.size = len(data)
+    assert refusal(packed((info, data)), tmp_path) == TOO_LONG
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_sparse_map_that_is_no_map(tmp_path: Path, first: bool) -> None:
+    info, data = member("model.safetensors", b"none\n" * 200)
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a"}
+    members = [(info, data), *files()]
+    told = refusal(packed(*(members if first else members[::-1])), tmp_path)
+    assert told.startswith("is damaged or cut short: ReadError: bad header: ")
+
+
+@pytest.mark.parametrize("kind", [b"x", b"L"])
+def test_many_small_headers_for_one_member(tmp_path: Path, kind: bytes) -> None:
+    """tarfile reads one within the other: what has too many is refused, however deep Python lets it go."""
+    header = tarfile.TarInfo("header")
+    header.type, header.size = kind, 0
+    chain = header.tobuf(tarfile.GNU_FORMAT) * 2000
+    assert refusal(gzip.compress(chain + gzip.decompress(packed(*files()))), tmp_path) == TOO_LONG
+
+
+def test_headers_of_many_members_do_not_add_up(tmp_path: Path) -> None:
+    """A global header holds for all that follow: tarfile keeps each, and all members."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz", compresslevel=1) as tar:
+        for number in range(200):
+            info = tarfile.TarInfo(f"{number}.txt")
+            header = {f"COMMENT.{number}.{key}": "x" * 1000 for key in range(30)}
+            tar.fileobj.write(info.create_pax_global_header(header))
+            info.pax_headers = {"comment": "ä"}
+            tar.addfile(info)
+        for info, data in files():
+            tar.addfile(info, io.BytesIO(data))
+    tracemalloc.start()
+    try:
+        assert unpacked(content.getvalue(), tmp_path) == MODEL
+        assert tracemalloc.get_traced_memory()[1] < 3 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_ordinary_extended_headers_are_read(tmp_path: Path) -> None:
+    """Long names, and what macOS and git add."""
+    folder = "/".join(["directory" * 9] * 3)
+    content = packed(*files(f"{folder}/"))
+    assert unpacked(content, tmp_path) == MODEL
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,3 +150,17 @@ def test_a_full_disk(tmp_path: Path, advance: Callable[[int], None]) -> None:
 
 def test_the_number_of_tries_is_bounded() -> None:
     assert module._TRIES * module._PAUSE_S * 2**module._TRIES < 300
+
+
+def test_a_server_that_never_ends(tmp_path: Path, advance: Callable[[int], None]) -> None:
+    """No more than the size that was said is written, whatever comes."""
+
+    class Endless(Remote):
+        def read(self, file: RemoteFile, begin: int) -> Iterator[bytes]:
+            while True:
+                yield bytes(100)
+
+    with pytest.raises(BuildError, match=f"dir/weights is longer than the {len(CONTENT)} bytes that its server said"):
+        download(Endless(), FILE, tmp_path / "weights", advance)
+    assert advance.total <= len(CONTENT)  # type: ignore[attr-defined]
+    assert list(tmp_path.iterdir()) == []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import http.client
 import io
 import json
 import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from briton.model.engine_dir import load_manifest
 from briton_engine_builder import build_engine, find_cached_engine
 from briton_engine_builder.sources import FetchedCheckpoint, Fetcher, download, http_file
 from briton_engine_builder.sources.remote import Unreachable
+from briton_engine_builder.weights_file import SPARE_BYTES
 from tests.conftest import TinyLlama
 from tests.engine_builder.engines import config_for
 from tests.engine_builder.loopback import Reply, Request, serve
@@ -40,12 +43,13 @@ class Site:
         self.headers: dict[str, str] = {}
         self.requests: list[Request] = []
         self.url = ""
+        self.redirect = ""  # to the archive
 
     def answer(self, request: Request) -> Reply:
         """The archive, a part of it, or what is wrong."""
         path = request.path.partition("?")[0]
         if path == "/redirect/tiny.tar.gz":
-            return Reply(302, b"", {"Location": f"{self.url}/files/tiny.tar.gz"})
+            return Reply(302, b"", {"Location": self.redirect or f"{self.url}/files/tiny.tar.gz"})
         if path != "/files/tiny.tar.gz":
             return Reply(404, b"no\nsuch file")
         if self.status != 200:
@@ -163,6 +167,21 @@ def test_a_server_that_tells_no_length(site: Site, tmp_path: Path) -> None:
     assert fetched.identity.endswith(hashlib.sha256(site.body).hexdigest())
 
 
+def test_a_server_that_tells_no_length_and_does_not_end(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: it was written until the disk was full."""
+    site.says_length = False
+    monkeypatch.setattr(download, "_MAX_BYTES", 3 * PIECE)
+    told = failure(site, tmp_path)
+    assert told.endswith(f"/files/tiny.tar.gz has more than {3 * PIECE} bytes, and its server does not say how many")
+    assert not list((tmp_path / "cache").rglob("archive.tar.gz*"))
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": SPARE_BYTES + PIECE - 1}))
+        assert failure(site, tmp_path).startswith("not enough disk space in ")
+    assert [path.stat().st_size for path in (tmp_path / "cache").rglob("archive.tar.gz*")] == [0]
+
+
 def test_a_broken_download_goes_on_where_it_broke(site: Site, tmp_path: Path) -> None:
     site.budget = 10 * PIECE
     fetched = fetch(site, tmp_path)
@@ -244,6 +263,41 @@ def test_the_secret_is_a_token_for_this_server_only(
 
 def test_redirects(site: Site, tmp_path: Path) -> None:
     assert (fetch(site, tmp_path, "/redirect/tiny.tar.gz").path / "config.json").is_file()
+
+
+class PlainHTTPSConnection(http.client.HTTPConnection):
+    """https:// without encryption, so that a server here needs no certificate."""
+
+    def __init__(self, host: str, *, timeout: float, **of_ssl: Any) -> None:
+        super().__init__(host, timeout=timeout)
+
+
+def test_redirects_from_https_to_http(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: what was asked for encrypted was fetched in the clear."""
+    monkeypatch.setattr(http.client, "HTTPSConnection", PlainHTTPSConnection)
+    plain, site.url = site.url, site.url.replace("http://", "https://")
+    assert (fetch(site, tmp_path, "/redirect/tiny.tar.gz").path / "config.json").is_file()  # https to https
+    start, site.url = site.url, plain
+    config = config_for(f"{start}/redirect/tiny.tar.gz", tmp_path, source="REMOTE_URL")
+    site.requests.clear()
+    with pytest.raises(BuildError, match=r"the server redirects from https to http$"):
+        Fetcher(config, load_environment(), tmp_path / "other").fetch(progress=False)
+    assert [request.path for request in site.requests] == ["/redirect/tiny.tar.gz"]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("ftp://127.0.0.1/tiny.tar.gz?hush", "the server redirects from http to ftp"),
+        ("file:///etc/passwd?hush", "the server answers 302"),
+        ("http://127.0.0.1:hush/", "the server redirects to what is no URL"),
+    ],
+)
+def test_redirects_to_elsewhere(site: Site, tmp_path: Path, target: str, message: str) -> None:
+    site.redirect = target
+    told = failure(site, tmp_path, "/redirect/tiny.tar.gz")
+    assert told.endswith(message)
+    assert "hush" not in told
 
 
 def test_a_server_that_cannot_be_reached(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

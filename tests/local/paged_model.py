@@ -1,6 +1,6 @@
 """A model of 64 tokens with a real paged cache and no mathematics: the logits of a row depend on all tokens before
-it, read back
-through the block tables. A block given to two sequences, lost, or reused with wrong content changes the output."""
+it, read back through the block tables. A block given to two sequences, lost, or reused with wrong content changes the
+output."""
 
 from __future__ import annotations
 

@@ -232,14 +232,14 @@ def test_a_sibling_that_ends_in_the_middle_of_a_step_keeps_its_rows(prompt: tupl
 def test_who_ended_before_a_step_broke_keeps_its_final_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of a step were sent when all of it was booked: a failure on the way lost the finished requests'."""
     executor, model = start(gate=True)
-    append = executor._output.append
+    append = executor._loop.output.append
 
     def breaks_at_the_second(sequence, sampled):
         if sequence.request.request_id == 1:
             raise RuntimeError("the books are wet")
         return append(sequence, sampled)
 
-    monkeypatch.setattr(executor._output, "append", breaks_at_the_second)
+    monkeypatch.setattr(executor._loop.output, "append", breaks_at_the_second)
     for i in range(2):
         executor.submit(GenerationRequest(i, (1, 2, 3), SamplingParams(max_tokens=1, temperature=0)))
     model.open.set()

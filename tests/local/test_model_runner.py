@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from briton.config.environment import Environment
 from briton.engine.types import GenerationRequest, SamplingParams
-from briton.local.lookahead.draft import ROOT, Draft
+from briton.local.draft import ROOT, Draft
 from briton.local.model_runner import ModelRunner
 from briton.local.plan import ScheduledSequence, step_inputs
 from briton.local.sequence import RequestState, SequenceState

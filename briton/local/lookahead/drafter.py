@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from briton.config.lookahead import LookaheadConfig
+from briton.local.draft import Draft
 from briton.local.lookahead.acceptance import AcceptanceRates
-from briton.local.lookahead.draft import Draft
 from briton.local.lookahead.guided import GuidedDrafter, GuidedRates
 from briton.local.lookahead.ngram import NgramIndex
 from briton.local.lookahead.policy import Proposal, WindowWorth

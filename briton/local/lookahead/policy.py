@@ -11,8 +11,8 @@ from itertools import accumulate
 from operator import itemgetter
 from typing import NamedTuple
 
+from briton.local.draft import Draft
 from briton.local.lookahead.costs import CostCurve
-from briton.local.lookahead.draft import Draft
 
 # What a step with drafts must promise over one without: both are estimates, and steps that alternate between two graphs
 # find less of their weights in the CPU's cache.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Collection
 
 from briton.engine.types import ModelInfo
+from briton.local.draft import Draft
 from briton.local.lookahead.costs import CostCurve
-from briton.local.lookahead.draft import Draft
 from briton.local.lookahead.drafter import Drafter, EngineRates
 from briton.local.lookahead.policy import Proposal, choose
 from briton.local.plan import ScheduledSequence, StepPlan
@@ -28,8 +29,29 @@ class Speculator:
         self._engine_config = info.lookahead
         self._costs = costs
         self._rates = EngineRates()
+        # Of the sequences that were ever in a step, until they end. None: it gets no drafts (any more).
+        self._drafters: dict[SequenceState, Drafter | None] = {}
         self._shape = 0  # tokens that the graph of any size was used for last
         self._left_to_learn = 0  # tokens, in this step
+
+    @property
+    def known(self) -> Collection[SequenceState]:
+        """Sequences of which something is kept."""
+        return self._drafters.keys()
+
+    def with_drafts(self, plan: StepPlan, attach: Callable[[StepPlan, list[Draft | None]], StepPlan]) -> StepPlan:
+        """A plan with what is worth trying, as `attach` adds it; the plan as it is where nothing is.
+
+        Drafts are a convenience. What breaks them is logged, and the step is made without: the sequences at fault, all
+        of the plan's where nobody knows which, get no more of them.
+        """
+        try:
+            drafts = self.drafts(plan)
+            return plan if drafts is None else attach(plan, drafts)
+        except Exception:
+            logger.exception("the %d sequences of a step go on without drafts", len(plan))
+            self._drafters.update((entry.sequence, None) for entry in plan)
+            return plan
 
     def drafts(self, plan: StepPlan) -> list[Draft | None] | None:
         """What to try beside each entry of a plan; None when there is nothing worth its cost."""
@@ -49,37 +71,41 @@ class Speculator:
 
     def update(self, entry: ScheduledSequence, verified: Verified, logits: StepLogits, row: int) -> None:
         """Learn from a step: `row` is the first of the entry's rows in `logits`."""
-        sequence = entry.sequence
-        if sequence.drafter is None:
+        drafter = self._drafters.get(entry.sequence)
+        if drafter is None:
             return
         try:
-            sequence.drafter.update(sequence, entry.draft, verified, logits, row)
+            drafter.update(entry.sequence, entry.draft, verified, logits, row)
         except Exception:
-            self._give_up(sequence)
-        if sequence.finish_reason is not None:
-            sequence.drafter = None  # its siblings may go on for long, and hold it
+            self._give_up(entry.sequence)
+
+    def forget(self, sequence: SequenceState) -> None:
+        """The sequence has ended. What its drafter knew of the prompt may be much, and its siblings go on."""
+        self._drafters.pop(sequence, None)
+
+    def forget_all(self) -> None:
+        """No step follows."""
+        self._drafters.clear()
 
     def _propose(self, entry: ScheduledSequence) -> Proposal | None:
         sequence = entry.sequence
-        if not sequence.may_draft:
-            return None
         try:
-            if sequence.drafter is None:
-                sequence.drafter = self._new_drafter(sequence)
-            if sequence.drafter is None:
-                sequence.may_draft = False
+            if sequence not in self._drafters:
+                self._drafters[sequence] = self._new_drafter(sequence)
+            drafter = self._drafters[sequence]
+            if drafter is None:
                 return None
             num_tokens = sequence.num_computed_tokens + entry.num_new_tokens
-            self._left_to_learn -= sequence.drafter.learn(sequence, num_tokens, self._left_to_learn)
-            return sequence.drafter.propose(sequence, self._info.max_seq_len) if entry.samples else None
+            self._left_to_learn -= drafter.learn(sequence, num_tokens, self._left_to_learn)
+            return drafter.propose(sequence, self._info.max_seq_len) if entry.samples else None
         except Exception:
             self._give_up(sequence)
             return None
 
     def _give_up(self, sequence: SequenceState) -> None:
-        """Drafts are a convenience: what breaks them, such as a guide that cannot be copied, breaks no request."""
+        """What breaks one sequence's drafts, such as a guide that cannot be copied, costs the others none."""
         logger.exception("request %d goes on without drafts", sequence.request.request_id)
-        sequence.drafter, sequence.may_draft = None, False
+        self._drafters[sequence] = None
 
     def _new_drafter(self, sequence: SequenceState) -> Drafter | None:
         """None where the request has turned lookahead off."""

@@ -17,7 +17,7 @@ import random
 from collections.abc import Sequence
 
 from briton.config.lookahead import LookaheadConfig
-from briton.local.lookahead.draft import ROOT, Draft
+from briton.local.draft import ROOT, Draft
 from briton.local.lookahead.pool import NgramPool
 
 

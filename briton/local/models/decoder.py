@@ -1,8 +1,7 @@
 """The Llama-family decoder (Llama, Mistral, SmolLM, Falcon3) as an OpenVINO graph around paged attention.
 
 The forms matter: RMSNorm, rotary embedding, the fused query/key/value and gate/up matrices are written as the CPU
-plugin
-recognises them. One call is one engine step; tokens of all sequences are concatenated.
+plugin recognises them. One call is one engine step; tokens of all sequences are concatenated.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import gzip
 import shutil
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -17,12 +17,31 @@ from briton_engine_builder.weights_file import check_free_space
 
 _SUFFIXES = (".safetensors", ".json", ".jinja", ".gguf")
 _MAX_MEMBERS = 100_000
+_MAX_HEADER_BYTES = 1 << 16  # of all the headers of one member: names and attributes have some hundreds
 _MAX_JSON_BYTES = 1 << 30  # a tokenizer has some 30 MB; what is larger is no text of a model
 
 
 @dataclass(eq=False)
 class DamagedArchive(BuildError):
     """It is not whole, or not a tar.gz: another download may do."""
+
+
+class _Content(gzip.GzipFile):
+    """What is in the archive. tarfile reads a header of any size into memory: here its headers are bounded."""
+
+    header_bytes_left: int | None = _MAX_HEADER_BYTES  # None: what is read is no header
+
+    def read(self, size: int | None = -1) -> bytes:
+        """See `io.BufferedIOBase`. Raises _LongHeader."""
+        if self.header_bytes_left is not None:
+            self.header_bytes_left -= size if size is not None and size >= 0 else _MAX_HEADER_BYTES + 1
+            if self.header_bytes_left < 0:
+                raise _LongHeader
+        return super().read(size)
+
+
+class _LongHeader(Exception):
+    """A member's headers have more than _MAX_HEADER_BYTES."""
 
 
 def unpack(archive: Path, directory: Path, where: str, advance: Callable[[int], None]) -> None:
@@ -33,13 +52,9 @@ def unpack(archive: Path, directory: Path, where: str, advance: Callable[[int], 
     tree = directory / "tree"
     tree.mkdir()
     try:
-        with (
-            archive.open("rb") as file,
-            gzip.GzipFile(fileobj=file) as content,
-            tarfile.open(fileobj=content, mode="r:") as tar,
-        ):
+        with archive.open("rb") as file, _Content(fileobj=file) as content:
             position = 0
-            for count, member in enumerate(tar, 1):
+            for count, (tar, member) in enumerate(_members(content), 1):
                 if count > _MAX_MEMBERS:
                     raise BuildError(f"{where} has more than {_MAX_MEMBERS} members: it is no model")
                 if _is_wanted(member, where):
@@ -48,6 +63,10 @@ def unpack(archive: Path, directory: Path, where: str, advance: Callable[[int], 
                 position = file.tell()
             while content.read(CHUNK):  # to the end, where the checksum of all is
                 pass
+    except (_LongHeader, RecursionError):  # tarfile reads a member's headers one within the other
+        raise BuildError(
+            f"{where}: a member has more than {_MAX_HEADER_BYTES} bytes of headers: pack it without attributes"
+        ) from None
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         if not _begins_like_gzip(archive):
             raise DamagedArchive(f"{where} is not a tar.gz") from error
@@ -56,6 +75,21 @@ def unpack(archive: Path, directory: Path, where: str, advance: Callable[[int], 
     for path in [model] if model.is_file() else [path for path in model.iterdir() if path.is_file()]:
         path.rename(directory / path.name)
     shutil.rmtree(tree)
+
+
+def _members(content: _Content) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """All, one after the other. Nothing is kept of those before: tarfile would, and their headers with them."""
+    try:
+        with tarfile.open(fileobj=content, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                content.header_bytes_left = None
+                yield tar, member
+                content.header_bytes_left = _MAX_HEADER_BYTES
+                tar.members.clear()  # type: ignore[attr-defined]
+                tar.pax_headers = {}  # of global headers
+    except (ValueError, IndexError) as error:  # what tarfile lets through where a sparse file's map is none
+        raise tarfile.ReadError(f"bad header: {error}") from error
+    content.header_bytes_left = None
 
 
 def _is_wanted(member: tarfile.TarInfo, where: str) -> bool:

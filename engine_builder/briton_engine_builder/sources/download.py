@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from briton.errors import BuildError
 from briton_engine_builder.sources.remote import CHUNK, CannotResume, Checksum, RemoteFile, RemoteFiles, Unreachable
+from briton_engine_builder.weights_file import SPARE_BYTES, check_free_space
 
 PART = ".part"  # suffix of a file that is not whole
 _TRIES = 6  # in a row that come no further
+_MAX_BYTES = 1 << 40  # of a file whose size the server does not say; the largest checkpoints have as much
 _PAUSE_S = 0.5  # before the second try; doubles
 
 
@@ -37,17 +40,20 @@ def download(remote: RemoteFiles, file: RemoteFile, path: Path, advance: Callabl
 
 
 def _complete(remote: RemoteFiles, file: RemoteFile, part: Path, advance: Callable[[int], None]) -> None:
-    """Fetch the rest of PATH.part."""
+    """Fetch the rest of PATH.part. It never has more than the server said, nor does it fill the disk."""
     part.touch()
     failures = furthest = 0
     advance(part.stat().st_size)
     while (begin := part.stat().st_size) != file.size:
         if file.size is not None and begin > file.size:
-            part.unlink()
-            raise BuildError(f"{file.label} is longer than the {file.size} bytes that its server said: try again")
+            _refuse_longer(file, part)
         try:
             with part.open("ab") as sink:
                 for data in remote.read(file, begin):
+                    if file.size is None:
+                        check_free_space(part.parent, len(data) + SPARE_BYTES, file.label)
+                    if sink.tell() + len(data) > (_MAX_BYTES if file.size is None else file.size):
+                        _refuse_longer(file, part)
                     sink.write(data)
                     advance(len(data))
             if file.size is None:
@@ -65,6 +71,13 @@ def _complete(remote: RemoteFiles, file: RemoteFile, part: Path, advance: Callab
             if failures == _TRIES:
                 raise
             time.sleep(_PAUSE_S * 2 ** (failures - 1))
+
+
+def _refuse_longer(file: RemoteFile, part: Path) -> NoReturn:
+    part.unlink()
+    if file.size is None:
+        raise BuildError(f"{file.label} has more than {_MAX_BYTES} bytes, and its server does not say how many")
+    raise BuildError(f"{file.label} is longer than the {file.size} bytes that its server said: try again")
 
 
 def _check(part: Path, checksum: Checksum, file: RemoteFile) -> None:

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO, Any
 
 from pydantic import SecretStr
 
@@ -82,7 +83,8 @@ class HTTPFile:
         if self._token is not None:
             request.add_unredirected_header("Authorization", f"Bearer {self._token}")
         with self._one_line_errors(is_resuming="Range" in headers):
-            answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+            opener = urllib.request.build_opener(_Redirects(where=describe(self._public_url)))
+            answer: http.client.HTTPResponse = opener.open(request, timeout=_TIMEOUT_S)
             return answer
 
     @contextmanager
@@ -107,9 +109,28 @@ class HTTPFile:
                 f"cannot fetch {where}: the server answers {error.code}"
             ) from None
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            if isinstance(error, http.client.InvalidURL):  # which shows what may be a signature
+                raise BuildError(f"{where}: the server redirects to what is no URL") from None
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             text = one_line(reason) if isinstance(reason, BaseException) else reason
             raise Unreachable(f"cannot fetch {where}: {text}") from None
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to HTTP and HTTPS alone, and never from the second to the first."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def redirect_request(
+        self, request: urllib.request.Request, answer: IO[bytes], *told: Any
+    ) -> urllib.request.Request | None:
+        """The request that a redirect leads to. Raises BuildError."""
+        redirected = super().redirect_request(request, answer, *told)
+        if redirected is not None and redirected.type not in ("https", request.type):
+            answer.close()
+            raise BuildError(f"{self._where}: the server redirects from {request.type} to {redirected.type}")
+        return redirected
 
 
 def _checksum(headers: http.client.HTTPMessage) -> Checksum | None:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from briton.local.draft import Draft
 from briton.local.lookahead.costs import CostCurve, CostPoint
-from briton.local.lookahead.draft import Draft
 from briton.local.lookahead.policy import Proposal, WindowWorth, choose
 
 # SmolLM2-135M, int8, two cores: tokens, ms, microseconds for a token of context

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import NoReturn
 
-import numpy as np
 import pytest
 
 from briton.config.lookahead import LookaheadConfig
 from briton.engine.types import FinishReason, GenerationRequest, ModelInfo, SamplingParams, Speculation, TokenChunk
+from briton.local.draft import Draft
 from briton.local.executor import LocalExecutor
 from briton.local.lookahead import speculator
 from briton.local.lookahead.costs import CostCurve, CostPoint
 from briton.local.lookahead.ngram import NgramIndex
 from briton.local.lookahead.speculator import Speculator
-from briton.local.plan import ScheduledSequence
-from briton.local.sampler import Sampled, StepLogits
-from briton.local.sequence import RequestState, SequenceState
-from briton.local.verification import Verified
+from briton.local.plan import ScheduledSequence, StepPlan
+from briton.local.scheduler import Scheduler
+from briton.local.sequence import RequestState
 from tests.local.paged_model import EOS, PagedModel, greedy, model_info
 from tests.scripted_guide import ScriptedGuide
 
@@ -225,18 +225,37 @@ def test_window_and_index_together_draft_no_more_than_max_draft_tokens() -> None
     assert len(drafts[0]) <= sizes.draft_tokens
 
 
-def test_a_sequence_that_has_ended_keeps_no_index() -> None:
-    """Of n = 128 sequences, those that had ended kept what they knew of the prompt until the last one did: 27 MiB each
-    for 128k tokens."""
-    spec = Speculator(speculating(DYNAMIC, True, 8), CostCurve.flat())
-    entry = prefilled(PROMPT)
-    spec.drafts([entry])
-    sequence: SequenceState = entry.sequence
-    assert sequence.drafter is not None
-    sequence.token_ids.append(9)
-    sequence.finish_reason = FinishReason.STOP
-    spec.update(entry, Verified([Sampled(9)], []), StepLogits(np.zeros((1, 64), np.float32)), 0)
-    assert sequence.drafter is None
+@pytest.mark.parametrize("breaks", ["choose", "attach"])
+def test_a_choice_that_breaks_breaks_no_request(
+    breaks: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What chose among the proposals, and what found blocks for them, stood outside the guard: an error there ended
+    the engine, with all its requests."""
+    attach = Scheduler.attach_drafts
+
+    def attach_half(scheduler: Scheduler, plan: StepPlan, drafts: Sequence[Draft | None]) -> StepPlan:
+        attach(scheduler, plan[:1], drafts[:1])  # which has its blocks now
+        raise OSError("the dice are gone")
+
+    def choose_nothing(*arguments: object) -> NoReturn:
+        raise OSError("the dice are gone")
+
+    if breaks == "choose":
+        monkeypatch.setattr(speculator, "choose", choose_nothing)
+    else:
+        monkeypatch.setattr(Scheduler, "attach_drafts", attach_half)
+    executor = start()
+    prediction = (*PROMPT, *RIGHT)
+    chunks = run(executor, *(GenerationRequest(i, PROMPT, GREEDY, prediction_token_ids=prediction) for i in range(3)))
+    assert all(tokens(chunks, i) == RIGHT for i in range(3))
+    assert executor.stats().num_draft_tokens == 0
+    assert "the dice are gone" in caplog.text
+    assert 1 <= caplog.text.count("of a step go on without drafts") <= 3, "once for each sequence at most"
+    monkeypatch.undo()
+    later = run(executor, GenerationRequest(9, PROMPT, GREEDY, prediction_token_ids=prediction))
+    assert speculation(later).num_accepted_tokens > 0, "who comes later has drafts again"
+    assert executor.stats().kv_blocks_used == 0
+    executor.shutdown()
 
 
 def test_no_position_beyond_the_longest_sequence() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from briton.config.lookahead import LookaheadConfig
-from briton.local.lookahead.draft import ROOT, Draft
+from briton.local.draft import ROOT, Draft
 from briton.local.lookahead.pool import NgramPool
 from briton.local.lookahead.window import LookaheadWindow
 

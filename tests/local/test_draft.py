@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from briton.local.lookahead.draft import ROOT, Draft
+from briton.local.draft import ROOT, Draft
 
 branches = st.lists(st.lists(st.integers(0, 2), max_size=5), max_size=5)
 WINDOWED = Draft((5, 6, 7, 8, 9, 10), (ROOT, 0, ROOT, ROOT, 3, 3), 3, (4, 5))
