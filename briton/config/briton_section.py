@@ -35,6 +35,9 @@ class LocalSection(_Strict):
     """Size of the KV cache in tokens. Unset: from the memory that is free. One of the two sizes can be given."""
     kv_cache_memory_bytes: _Count | None = None
     """Size of the KV cache in bytes, instead of `kv_cache_tokens`."""
+    target_inter_token_s: _Seconds | None = 0.08
+    """Seconds between tokens that running streams are to keep while prompts are computed beside them: a step takes as
+    many tokens of prompts as fit. `null`: steps are as large as pays."""
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
@@ -103,6 +106,10 @@ class BritonSection(_Strict):
     """The engine's port; 0 takes a free one. `--grpc-port` wins."""
     max_queue_size: _Count = 256
     """Requests that may wait; the next one gets 429."""
+    max_priority: Annotated[int, Field(ge=0, le=2**31 - 1)] = 100
+    """No request counts as more important than this, whatever it asks for."""
+    priority_aging_s: _Seconds = 10.0
+    """A request that waits so long counts as one step of priority more."""
     request_timeout_s: _Seconds | None = 600.0
     """The server's own deadline of a request. `null`: none."""
     stall_timeout_s: _Seconds = 2.0

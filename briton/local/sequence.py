@@ -65,11 +65,6 @@ class SequenceState:
         """The longest this sequence can become."""
         return self.num_prompt_tokens + self.sampling.max_tokens
 
-    @property
-    def order(self) -> tuple[int, int, int]:
-        """Admission order: priority, then arrival, then index. Smaller goes first."""
-        return (-self.request.priority, self.request.request_id, self.index)
-
 
 @dataclass(eq=False, slots=True)
 class RequestState:
