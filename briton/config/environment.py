@@ -14,6 +14,10 @@ _MPI_RANK_NAMES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 _MPI_SIZE_NAMES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
 _MPI_HOSTS_NAMES = ("HYDRA_HOST_FILE", "SLURM_JOB_ID", "PBS_NODEFILE", "LSB_JOBID", "PE_HOSTFILE", "COBALT_NODEFILE")
 _TOKEN_NAMES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ACCESS_TOKEN")
+HUB_CREDENTIALS = _TOKEN_NAMES
+INDEX_CREDENTIALS = ("PIP_",)  # an index's URL may hold a password
+# What the names of variables begin with that only whoever fetches checkpoints needs.
+_CREDENTIALS = (_SECRET_PREFIX, "AWS_", "AZURE_", "GOOGLE_APPLICATION_", *HUB_CREDENTIALS, *INDEX_CREDENTIALS)
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,14 @@ def load_environment(environ: Mapping[str, str] | None = None) -> Environment:
     )
 
 
-def child_variables() -> dict[str, str]:
-    """This process's environment, for a program that it starts."""
-    return dict(os.environ)
+def child_variables(credentials: tuple[str, ...] = ()) -> dict[str, str]:
+    """This process's environment for a program that it starts: without secrets, tokens and credentials, but for those
+    that it needs."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(credentials) or not name.startswith(_CREDENTIALS)
+    }
 
 
 def set_defaults(variables: Mapping[str, str]) -> None:

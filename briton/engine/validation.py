@@ -8,7 +8,15 @@ from dataclasses import replace
 from briton.config.lookahead import LookaheadConfig
 from briton.engine.types import GenerationRequest, ModelInfo, SamplingParams
 from briton.errors import InvalidRequest
-from briton.v1.limits import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_N, MAX_STOP_TOKEN_IDS
+from briton.v1.lengths import check_prediction_length, check_prompt_length
+from briton.v1.limits import (
+    MAX_BAD_WORD_TOKENS,
+    MAX_BAD_WORDS,
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_N,
+    MAX_STOP_TOKEN_IDS,
+)
 
 
 def check_request(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:
@@ -16,32 +24,19 @@ def check_request(request: GenerationRequest, info: ModelInfo) -> GenerationRequ
     run."""
     check_sampling(request.sampling, info)
     num_prompt = len(request.prompt_token_ids)
-    check_prompt_length(num_prompt, info)
+    check_prompt_length(num_prompt, info.max_seq_len)
     _check_ids("prompt", request.prompt_token_ids, info.vocab_size)
     if request.lookahead is not None:
         check_lookahead(request.lookahead, info)
     if request.lora is not None and request.lora not in info.lora_adapters:
         raise InvalidRequest(f"there is no LoRA adapter {request.lora!r}", "model")
-    check_prediction_length(len(request.prediction_token_ids), info)
+    check_prediction_length(len(request.prediction_token_ids), info.max_seq_len)
     _check_ids("prediction", request.prediction_token_ids, info.vocab_size)
     room = info.max_seq_len - num_prompt
     if request.sampling.max_tokens <= room:
         return request
     cut = replace(request.sampling, max_tokens=room, min_tokens=min(request.sampling.min_tokens, room))
     return replace(request, sampling=cut)
-
-
-def check_prompt_length(num_prompt: int, info: ModelInfo) -> None:
-    """Raise InvalidRequest for a prompt of no tokens, or of so many that no output fits."""
-    if num_prompt == 0:
-        raise InvalidRequest("prompt must have at least 1 token", "prompt")
-    if num_prompt >= info.max_seq_len:
-        raise InvalidRequest(
-            f"prompt has {num_prompt} tokens, which leaves no room for output: the maximum sequence length is "
-            f"{info.max_seq_len}",
-            "prompt",
-            "context_length_exceeded",
-        )
 
 
 def check_lookahead(lookahead: LookaheadConfig, info: ModelInfo) -> None:
@@ -55,14 +50,6 @@ def check_lookahead(lookahead: LookaheadConfig, info: ModelInfo) -> None:
         )
     for name, low in (("window_size", 1), ("ngram_size", 1), ("verification_set_size", 0)):
         _in_range(f"lookahead.{name}", getattr(lookahead, name), low, getattr(info.lookahead, name))
-
-
-def check_prediction_length(num_tokens: int, info: ModelInfo) -> None:
-    """Raise InvalidRequest for a prediction longer than any output can be."""
-    if num_tokens > info.max_seq_len:
-        raise InvalidRequest(
-            f"prediction has {num_tokens} tokens; the maximum sequence length is {info.max_seq_len}", "prediction"
-        )
 
 
 def check_sampling(sampling: SamplingParams, info: ModelInfo) -> None:

@@ -10,8 +10,10 @@ import threading
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, Literal
 
+from briton.config.environment import child_variables
 from briton.errors import BritonError, InvalidRequest, Unavailable, Unsupported
-from briton.guidance.compile_worker import DONE, OUT_OF_MEMORY, UNSUPPORTED, Answer
+from briton.guidance.compile_answer import DONE, UNSUPPORTED, MalformedAnswer, decode_answer
+from briton.guidance.compile_worker import OUT_OF_MEMORY
 from briton.guidance.limits import GuideLimits
 from briton.guidance.vocabulary import Vocabulary
 
@@ -48,16 +50,18 @@ class CompileProcess:
         with self._lock:
             connection = self._connection or self._start()
             try:
-                connection.send(text)
+                connection.send_bytes(text.encode("utf-8", "surrogatepass"))
                 if not connection.poll(self._limits.compile_timeout_s):
                     raise self._too_slow(field)
-                answer: Answer = connection.recv()
+                answer = connection.recv_bytes(self._limits.compile_memory_bytes)  # it cannot hold more
+                outcome, content = decode_answer(answer, self._vocabulary.num_words)
             except (EOFError, OSError):
                 raise self._died(field) from None
-        outcome, content = answer
+            except MalformedAnswer as error:
+                raise self._malformed(field, error) from None
         if outcome == DONE:
             return content
-        message = content if content.startswith(field) else f"{field}: {content}"
+        message = str(content) if str(content).startswith(field) else f"{field}: {content}"
         raise Unsupported(message, field) if outcome == UNSUPPORTED else InvalidRequest(message, field)
 
     def close(self) -> None:
@@ -78,6 +82,7 @@ class CompileProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
+                env=child_variables(),
             )
         self._connection = ours
         setup = {
@@ -91,7 +96,7 @@ class CompileProcess:
             ours.send((self._kind, setup))
             if not ours.poll(_START_TIMEOUT_S):
                 raise EOFError
-            ours.recv()
+            ours.recv_bytes(0)
         except (EOFError, OSError):
             exit_code = self._end_child()
             if self._closed:
@@ -130,6 +135,15 @@ class CompileProcess:
             return self._too_slow(field)
         logger.warning("the compile worker for a %s ended with exit code %s", self._kind, exit_code)
         if exit_code not in _MEMORY_EXITS:
-            return InvalidRequest(f"{field}: the compiler failed on it: simplify it", field)
+            return _failed(field)
         limit = self._limits.compile_memory_bytes >> 20
         return InvalidRequest(f"{field}: compiling needs more than {limit} MiB: simplify it", field)
+
+    def _malformed(self, field: str, error: MalformedAnswer) -> InvalidRequest:
+        self._end_child()
+        logger.warning("the compile worker for a %s gave a malformed answer: %s", self._kind, error)
+        return _failed(field)
+
+
+def _failed(field: str) -> InvalidRequest:
+    return InvalidRequest(f"{field}: the compiler failed on it: simplify it", field)

@@ -16,34 +16,35 @@ import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 OUT_OF_MEMORY = 3  # exit code
 
-# What is sent back: a word, and what it is about.
-DONE, INVALID, UNSUPPORTED = "done", "invalid", "unsupported"
-Answer = tuple[str, Any]
+if TYPE_CHECKING:
+    from briton.guidance.compile_answer import Answer
 
 
 def main() -> int:
-    """Serve one connection until it is closed. First message: (kind, setup); then one text each, answered with one
-    `Answer`."""
+    """Serve one connection until it is closed. First comes (kind, setup), pickled; then texts, each answered as
+    `compile_answer` says."""
     fd, memory_bytes, cpu_s = (float(argument) for argument in sys.argv[1:4])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when this ends
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's thread pools would count as address space
     connection = Connection(int(fd))
     try:
         kind, setup = connection.recv()
+        from briton.guidance.compile_answer import encode_answer  # numpy, which is not to see more than one thread
+
         compile_text = _regex_compiler(setup) if kind == "regex" else _schema_compiler(setup)
         _limit(resource.RLIMIT_AS, _address_space() + int(memory_bytes))
-        connection.send(None)  # ready
+        connection.send_bytes(b"")  # ready
         while True:
-            text: str = connection.recv()
+            text = connection.recv_bytes().decode("utf-8", "surrogatepass")
             # A second line of defence: it holds when the parent is gone, too.
             usage = resource.getrusage(resource.RUSAGE_SELF)
             _limit(resource.RLIMIT_CPU, math.ceil(usage.ru_utime + usage.ru_stime + cpu_s) + 1)
             try:
-                connection.send(compile_text(text))
+                connection.send_bytes(encode_answer(*compile_text(text)))
             except MemoryError:
                 os._exit(OUT_OF_MEMORY)
     except EOFError:
@@ -52,6 +53,7 @@ def main() -> int:
 
 def _regex_compiler(setup: dict[str, Any]) -> Callable[[str], Answer]:
     """Patterns to AutomatonArrays."""
+    from briton.guidance.compile_answer import DONE, INVALID
     from briton.guidance.regex_index import RegexError, RegexIndexer
 
     indexer = RegexIndexer(setup["token_bytes"], setup["stop_token_ids"], setup["limits"].max_guide_bytes)
@@ -66,8 +68,9 @@ def _regex_compiler(setup: dict[str, Any]) -> Callable[[str], Answer]:
 
 
 def _schema_compiler(setup: dict[str, Any]) -> Callable[[str], Answer]:
-    """Schemas to the checked schemas that compile."""
+    """Texts of schemas to the checked schemas, which compile."""
     from briton.errors import InvalidRequest, Unsupported
+    from briton.guidance.compile_answer import DONE, INVALID, UNSUPPORTED
     from briton.guidance.grammar import GrammarCompiler
     from briton.guidance.vocabulary import Vocabulary
 

@@ -13,6 +13,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Sequence
 
+from briton.config.environment import child_variables
 from briton.process.logs import is_routine
 
 ERROR_PREFIX = "briton: error: "
@@ -32,8 +33,12 @@ class ChildProcess:
         *,
         on_line: Callable[[str], None],
         on_exit: Callable[[ChildProcess], None],
+        credentials: tuple[str, ...] = (),
     ) -> None:
-        """Start `command`. `on_line` gets each line of its output and errors, without the newline, from one thread."""
+        """Start `command`, with no secrets of the environment but those `credentials` (see `child_variables`).
+
+        `on_line` gets each line of its output and errors, without the newline, from one thread.
+        """
         self._on_line = on_line
         self._on_exit = on_exit
         self._last_lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
@@ -45,6 +50,7 @@ class ChildProcess:
             encoding="utf-8",
             errors="replace",
             start_new_session=True,
+            env=child_variables(credentials),
         )
         self.pid = self._process.pid
         self._reader = threading.Thread(target=self._pass_lines, name=f"lines of {self.pid}", daemon=True)

@@ -9,7 +9,7 @@ from briton.engine.admission import Demand
 from briton.engine.engine import Admission, Engine
 from briton.engine.request_stream import RequestStream
 from briton.engine.types import ModelInfo, SamplingParams, TokenLogprob
-from briton.engine.validation import check_prediction_length, check_prompt_length, check_sampling
+from briton.engine.validation import check_sampling
 from briton.errors import InvalidRequest, ModelNotFound, Unsupported
 from briton.guidance.pattern import CHOICE_FIELD, REGEX_FIELD
 from briton.guidance.schema import SCHEMA_FIELD
@@ -18,6 +18,7 @@ from briton.rpc.wire import guide_from_proto, lookahead_from_proto, sampling_fro
 from briton.text.sequence_text import SequenceText
 from briton.text.tokenizer import Tokenizer
 from briton.v1 import engine_pb2 as pb
+from briton.v1.lengths import check_prediction_length, check_prompt_length
 
 CHARACTERS_PER_TOKEN = 4  # of text that is not tokenized yet
 LONG_TEXT = 2048  # characters; a longer prompt is tokenized in a thread, the event loop goes on meanwhile
@@ -99,15 +100,15 @@ class GenerateHandler:
 
     async def _prompt(self, request: pb.GenerateRequest) -> tuple[int, ...]:
         """The prompt's token ids, of a length that can run."""
-        info = self._engine.info
+        max_seq_len = self._engine.info.max_seq_len
         kind = request.WhichOneof("prompt")
         if kind is None:
             raise InvalidRequest("prompt is missing: set token_ids or text", "prompt")
         if kind == "token_ids":
-            check_prompt_length(len(request.token_ids.ids), info)  # before a million of them become objects
+            check_prompt_length(len(request.token_ids.ids), max_seq_len)  # before a million of them become objects
             return tuple(request.token_ids.ids)
         token_ids = await self._encode(self._need_tokenizer("text"), request.text, "prompt")
-        check_prompt_length(len(token_ids), info)
+        check_prompt_length(len(token_ids), max_seq_len)
         return tuple(token_ids)
 
     async def _prediction(self, request: pb.GenerateRequest) -> tuple[int, ...]:
@@ -115,7 +116,7 @@ class GenerateHandler:
         if request.WhichOneof("prediction") == "prediction_text":
             tokenizer = self._need_tokenizer("prediction_text")
             return tuple(await self._encode(tokenizer, request.prediction_text, "prediction"))
-        check_prediction_length(len(request.prediction_token_ids.ids), self._engine.info)
+        check_prediction_length(len(request.prediction_token_ids.ids), self._engine.info.max_seq_len)
         return tuple(request.prediction_token_ids.ids)
 
     async def _encode(self, tokenizer: Tokenizer, text: str, field: str) -> list[int]:

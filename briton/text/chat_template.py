@@ -17,6 +17,20 @@ from briton.errors import BuildError, InvalidRequest, Unsupported
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 _PROCESSOR_FILE = "chat_template.json"  # where processors of before transformers 4.50 keep theirs
+# What is no variable of a template, but says how it is rendered.
+RENDERING_ARGUMENTS = frozenset(
+    {
+        "messages",
+        "conversations",
+        "tools",
+        "chat_template",
+        "tokenize",
+        "add_generation_prompt",
+        "continue_final_message",
+        "return_assistant_tokens_mask",
+        "sanitize_control_tokens",
+    }
+)
 _PROBE = "Where does the tide go"
 
 

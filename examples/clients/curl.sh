@@ -8,8 +8,8 @@ curl "$url" -H 'Content-Type: application/json' -d '{
 echo
 
 curl --no-buffer "$url" -H 'Content-Type: application/json' -d '{
-    "messages": [{"role": "user", "content": "What is gravity?"}], "max_tokens": 10, "stream": true}'
+    "messages": [{"role": "user", "content": "What is gravity?"}], "max_tokens": 10, "temperature": 0, "stream": true}'
 
 curl "$url" -H 'Content-Type: application/json' -d '{
-    "messages": [{"role": "user", "content": "Is water wet?"}], "guided_choice": ["yes", "no"]}'
+    "messages": [{"role": "user", "content": "Is water wet?"}], "temperature": 0, "guided_choice": ["yes", "no"]}'
 echo

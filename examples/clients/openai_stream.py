@@ -7,6 +7,7 @@ client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
 stream = client.chat.completions.create(
     model="smollm2-135m-instruct",
     messages=[{"role": "user", "content": "Why is the sky blue?"}],
+    temperature=0,  # a model this small makes little sense at 1, the default
     max_tokens=60,
     stream=True,
     stream_options={"include_usage": True},

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+from uuid import uuid4
 
 from fastapi.responses import JSONResponse
 from starlette.requests import Request
@@ -21,9 +23,12 @@ from briton_server.errors import error_event, log_unless_told
 from briton_server.gateway import gateway_of
 from briton_server.generation import Generation
 from briton_server.middleware import request_id_of
+from briton_server.protocol.generation import GenerationFields
 from briton_server.sse import DONE, EventStream
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status; nobody is there to read it, but metrics are
+
+LogprobsRenderer = Callable[[Sequence[PlacedLogprob[engine_pb2.TokenLogprob]], Tokenizer], dict[str, Any]]
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +42,71 @@ class Choice:
     finish_reason: str | None = None
 
 
-async def respond_whole(
+class Frames(Protocol):
+    """The chunks of one kind of stream."""
+
+    def first(self, index: int, text: str = "") -> str: ...
+
+    def text(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> str: ...
+
+    def finish(self, index: int, reason: str) -> str: ...
+
+    def usage(self, usage: dict[str, Any]) -> str: ...
+
+
+class AnswerKind(NamedTuple):
+    """What tells the answers of one endpoint from those of another."""
+
+    id_prefix: str
+    object: str  # the name of a whole answer's type
+    frames: Callable[..., Frames]  # (id, created, model, number of choices, include_usage=)
+    content: Callable[[str], dict[str, Any]]  # of a choice with this text
+    logprobs: LogprobsRenderer
+
+
+async def respond(
+    request: Request,
+    fields: GenerationFields,
+    generation: Generation,
+    kind: AnswerKind,
+    *,
+    model: str,
+    with_logprobs: bool,
+    beginnings: Sequence[str],
+    opens: bool = True,
+) -> Response:
+    """The answer, whole or as a stream. `beginnings` come before the text of each choice; `opens`: a stream begins with
+    a chunk for each choice, in index order."""
+    answer_id, created = f"{kind.id_prefix}-{uuid4().hex}", int(time.time())
+    render_logprobs = kind.logprobs if with_logprobs else None
+    if fields.stream:
+        include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
+        frames = kind.frames(answer_id, created, model, generation.num_choices, include_usage=include_usage)
+        opening = [frames.first(index, text) for index, text in enumerate(beginnings)] if opens else []
+        events = _events(generation, frames, opening, render_logprobs=render_logprobs, include_usage=include_usage)
+        return _respond_streaming(request, events)
+
+    def body(choices: list[Choice]) -> dict[str, Any]:
+        return {
+            "id": answer_id,
+            "object": kind.object,
+            "created": created,
+            "model": model,
+            "choices": [
+                {
+                    "index": index,
+                    **kind.content(beginning + choice.text),
+                    "logprobs": render_logprobs and render_logprobs(choice.logprobs, generation.tokenizer),
+                    "finish_reason": choice.finish_reason,
+                }
+                for index, (beginning, choice) in enumerate(zip(beginnings, choices, strict=True))
+            ],
+        }
+
+    return await _respond_whole(request, generation, body)
+
+
+async def _respond_whole(
     request: Request, generation: Generation, body: Callable[[list[Choice]], Mapping[str, Any]]
 ) -> Response:
     """Wait for all choices and answer with `body` of them. A client that leaves cancels the generation at once."""
@@ -48,7 +117,7 @@ async def respond_whole(
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-def respond_streaming(request: Request, events: AsyncGenerator[bytes, None]) -> Response:
+def _respond_streaming(request: Request, events: AsyncGenerator[bytes, None]) -> Response:
     """Stream events; an error after the first becomes one too."""
     gateway = gateway_of(request)
 
@@ -67,22 +136,12 @@ def respond_streaming(request: Request, events: AsyncGenerator[bytes, None]) -> 
     )
 
 
-class Frames(Protocol):
-    """The chunks of one kind of stream."""
-
-    def text(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> str: ...
-
-    def finish(self, index: int, reason: str) -> str: ...
-
-    def usage(self, usage: dict[str, Any]) -> str: ...
-
-
-async def stream_events(
+async def _events(
     generation: Generation,
     frames: Frames,
     opening: list[str],
     *,
-    render_logprobs: Callable[[Sequence[PlacedLogprob[engine_pb2.TokenLogprob]], Tokenizer], dict[str, Any]] | None,
+    render_logprobs: LogprobsRenderer | None,
     include_usage: bool,
 ) -> AsyncGenerator[bytes, None]:
     """`opening` with the engine's first response, deltas, finishes, usage, [DONE]: one event an engine step."""

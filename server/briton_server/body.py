@@ -16,7 +16,11 @@ from briton_server.protocol.fields import RequestModel
 
 BODY_TIMEOUT_S = 60.0  # to receive a whole body
 
-_MESSAGES = {"missing": "field required", "model_type": "must be an object"}
+_MESSAGES = {
+    "missing": "field required",
+    "model_type": "must be an object",
+    "extra_forbidden": "is not known here, and nothing would enforce it",
+}
 
 ModelT = TypeVar("ModelT", bound=RequestModel)
 

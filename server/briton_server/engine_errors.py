@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TypeVar
 
 import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from briton.errors import (
-    DeadlineExceeded,
-    InvalidRequest,
-    ModelNotFound,
-    QueueFull,
-    Unavailable,
-    Unsupported,
-)
+from briton.errors import ERROR_TABLE, BritonError, DeadlineExceeded, InvalidRequest, Unavailable, Unsupported
 
+# The table read from its other side: the name of a gRPC status code -> the error that it stands for.
+KIND_OF_CODE: Mapping[str, type[BritonError]] = {status.grpc_code: kind for kind, status in ERROR_TABLE}
+_WITHOUT_STATUS: Mapping[type[BritonError], str] = {
+    Unavailable: "the engine cannot be reached",
+    DeadlineExceeded: "the request took longer than the server's deadline",
+}
 _DETAILS = "grpc-status-details-bin"
-_RETRY_AFTER_S = 2.0
 
 DetailT = TypeVar("DetailT", bound=Message)
 
@@ -32,39 +30,33 @@ class EngineFault(Exception):
 def error_from_rpc(error: grpc.aio.AioRpcError) -> Exception:
     """The BritonError a status stands for; EngineFault for INTERNAL and whatever the table does not know."""
     code, message = error.code(), error.details() or error.code().name
-    status = _status_of(error)
-    if code is grpc.StatusCode.INVALID_ARGUMENT:
-        return InvalidRequest(message, _field(status), _code(status))
-    if code is grpc.StatusCode.UNIMPLEMENTED:
-        return Unsupported(message, _field(status))
-    if code is grpc.StatusCode.NOT_FOUND:
-        return ModelNotFound(message)
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return QueueFull(message, _retry_after(status, 1.0))
-    if code is grpc.StatusCode.UNAVAILABLE:
-        # Without details it is gRPC's own: the connection failed, and its text names sockets.
-        return Unavailable(message if status else "the engine cannot be reached", _retry_after(status, _RETRY_AFTER_S))
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded("the request took longer than the server's deadline")
     if code is grpc.StatusCode.CANCELLED:
-        return Unavailable("the engine ended the request early", _RETRY_AFTER_S)
-    return EngineFault(f"{code.name}: {message}")
+        return Unavailable("the engine ended the request early")
+    kind = KIND_OF_CODE.get(code.name)
+    if kind is None:
+        return EngineFault(f"{code.name}: {message}")
+    status = _status_of(error)
+    if status is None:  # gRPC's own, without details: its text names sockets
+        message = _WITHOUT_STATUS.get(kind, message)
+    details = {"field": _field(status), "code": _code(status), "retry_after_s": _retry_after(status)}
+    known = {field.name for field in fields(kind)}
+    return kind(message, **{name: value for name, value in details.items() if name in known and value is not None})
 
 
-def with_request_field(error: InvalidRequest | Unsupported, fields: Mapping[str, str]) -> InvalidRequest | Unsupported:
-    """The error with its field as the HTTP request spells it: "sampling.top_p" is "top_p"; `fields` has other prefixes.
+def with_request_field(error: InvalidRequest | Unsupported, names: Mapping[str, str]) -> InvalidRequest | Unsupported:
+    """The error with its field as the HTTP request spells it: "sampling.top_p" is "top_p"; `names` has other prefixes.
 
     A message that begins with a field's name begins with the other spelling then.
     """
-    field = None if error.field is None else _respelled(error.field, fields)
-    return replace(error, message=_respelled(error.message, fields), field=field)
+    field = None if error.field is None else _respelled(error.field, names)
+    return replace(error, message=_respelled(error.message, names), field=field)
 
 
-def _respelled(text: str, fields: Mapping[str, str]) -> str:
+def _respelled(text: str, names: Mapping[str, str]) -> str:
     text = text.removeprefix("sampling.")
-    for name in sorted(fields, key=len, reverse=True):
+    for name in sorted(names, key=len, reverse=True):
         if text.startswith(name) and text[len(name) :][:1] in ("", ".", "[", ":", " "):
-            return fields[name] + text[len(name) :]
+            return names[name] + text[len(name) :]
     return text
 
 
@@ -96,6 +88,7 @@ def _code(status: status_pb2.Status | None) -> str | None:
     return info.reason or None if info is not None else None
 
 
-def _retry_after(status: status_pb2.Status | None, default: float) -> float:
+def _retry_after(status: status_pb2.Status | None) -> float | None:
+    """Seconds."""
     info = _detail(status, error_details_pb2.RetryInfo)
-    return info.retry_delay.seconds + info.retry_delay.nanos / 1e9 if info is not None else default
+    return info.retry_delay.seconds + info.retry_delay.nanos / 1e9 if info is not None else None

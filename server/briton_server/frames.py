@@ -22,9 +22,9 @@ class ChatFrames:
         self._end = _end(include_usage)
         self._no_logprobs = f'}},"logprobs":null,"finish_reason":null{self._end}'
 
-    def first(self, index: int) -> str:
+    def first(self, index: int, text: str = "") -> str:
         """The chunk that opens a choice: the only one with a role."""
-        return f'{self._heads[index]}"role":"assistant","content":""{self._no_logprobs}'
+        return f'{self._heads[index]}"role":"assistant","content":{quote(text)}{self._no_logprobs}'
 
     def text(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> str:
         """New text of a choice, with the log probabilities of its tokens."""
@@ -52,6 +52,10 @@ class CompletionFrames:
         self._head = _head(completion_id, "text_completion", created, model)
         self._heads = [f'{self._head}{{"index":{index},"text":' for index in range(num_choices)]
         self._end = _end(include_usage)
+
+    def first(self, index: int, text: str = "") -> str:
+        """The chunk that opens a choice, with what comes before its own text."""
+        return self.text(index, text)
 
     def text(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> str:
         """New text of a choice, with the log probabilities of its tokens."""

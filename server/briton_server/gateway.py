@@ -15,6 +15,7 @@ from briton_server.metrics import Metrics
 from briton_server.prompts import Prompts
 from briton_server.readiness import Readiness
 from briton_server.settings import Settings
+from briton_server.unknown_fields import UnknownFields
 
 
 class Gateway:
@@ -27,6 +28,7 @@ class Gateway:
         self.settings = settings
         self.metrics = Metrics(settings.request_timeout_s)
         self.readiness = Readiness()
+        self.unknown_fields = UnknownFields()
         self.created = int(time.time())
         self._given = prompts
         self._watch: asyncio.Task[None] | None = None

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 from uuid import uuid4
 
+from starlette.requests import Request
+
 from briton.v1 import engine_pb2
-from briton_server.gateway import Gateway
+from briton.v1.lengths import check_prediction_length, check_prompt_length
+from briton_server.body import read_request
+from briton_server.gateway import Gateway, gateway_of
 from briton_server.generation import Generation
-from briton_server.guides import SCHEMA_FIELD, guide_of
-from briton_server.prompts import PREDICTION_FIELD, check_length, check_prediction_length
+from briton_server.guides import GUIDE_FIELDS, guide_of
+from briton_server.prompts import PREDICTION_FIELD
 from briton_server.protocol.generation import GenerationFields
 from briton_server.sampling import sampling_params
+
+FieldsT = TypeVar("FieldsT", bound=GenerationFields)
+
+
+async def receive(
+    request: Request, kind: type[FieldsT], check: Callable[[FieldsT], None]
+) -> tuple[Gateway, FieldsT, str]:
+    """The gateway, the request's fields, and the model they name. Raises Unavailable while the engine does not serve,
+    InvalidRequest and ModelNotFound; `check` refuses what is wrong with several fields together."""
+    gateway = gateway_of(request)
+    gateway.readiness.require()
+    fields = await read_request(request, kind, gateway.settings.max_body_bytes)
+    check(fields)
+    return gateway, fields, gateway.check_model(fields.model)
 
 
 def new_generation(
@@ -29,9 +48,10 @@ def new_generation(
 ) -> Generation:
     """The calls that answer a request; nothing is sent yet. Raises InvalidRequest and Unsupported."""
     info = gateway.readiness.require()
-    check_prediction_length(len(prediction), info.max_seq_len)
+    gateway.unknown_fields.note(fields.model_extra or ())
+    check_prediction_length(len(prediction), info.max_seq_len, PREDICTION_FIELD)
     for token_ids in prompts:
-        check_length(len(token_ids), info.max_seq_len, prompt_field)
+        check_prompt_length(len(token_ids), info.max_seq_len, prompt_field)
     guide, guide_field = guide_of(fields, gateway.settings.max_schema_bytes)
     sampling = sampling_params(fields, gateway.prompts.tokenizer, max_tokens=max_tokens, logprobs=logprobs)
     stop = fields.stop or ()
@@ -58,7 +78,6 @@ def new_generation(
         )
         for token_ids in prompts
     ]
-    guides = (SCHEMA_FIELD, "guide.json_schema", "guide.regex", "guide.choice.choices", "guide")
     return Generation(
         gateway,
         requests,
@@ -70,6 +89,6 @@ def new_generation(
             "prompt": prompt_field,
             "prediction": PREDICTION_FIELD,
             "lookahead": "lookahead_decoding_config",
-            **dict.fromkeys(guides, guide_field),
+            **dict.fromkeys(GUIDE_FIELDS, guide_field),
         },
     )

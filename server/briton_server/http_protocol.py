@@ -1,83 +1,128 @@
-"""uvicorn's HTTP protocol, made safe to stand in the open: headers end, and an offered upgrade is declined."""
+"""uvicorn's HTTP protocol over h11, made safe to stand in the open: heads, answers, and connections end."""
 
 from __future__ import annotations
 
 import asyncio
-import re
+import http
+import json
+import logging
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-MAX_HEADER_BYTES = 64 * 1024  # beside what the first read of them holds, at most 256 KiB
-HEADER_TIMEOUT_S = 30.0  # from the connection, or the first byte of a later request, to the end of its headers
+from briton.errors import InvalidRequest
+from briton_server.errors import error_body
+from briton_server.http_connection import ServerConnection
+from briton_server.http_transport import ClosingTransport
 
-_UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
-_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+HEADER_TIMEOUT_S = 30.0  # from the connection, or the first byte of a later request, to the end of its head
+SEND_TIMEOUT_S = 30.0  # for a client to read from a full send buffer
+MAX_PIPELINED_BYTES = 64 * 1024  # received ahead of their turn; more stays in the kernel
+
+logger = logging.getLogger(__name__)
 
 
-class GatewayProtocol(HttpToolsProtocol):
-    """One connection. Its parser would keep headers without end, wait for them for ever, and take an upgrade that is
-    merely offered (h2c, as Java's HTTP client does with every request) for one that happens, losing the body."""
+class GatewayProtocol(H11Protocol):
+    """One connection. uvicorn's would wait for ever for a head, for a client that reads nothing, and for the rest of a
+    body that was refused; and while later requests wait in its buffer, it would not notice that the client left."""
+
+    conn: ServerConnection
+    transport: ClosingTransport  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """As uvicorn makes them."""
         super().__init__(*args, **kwargs)
-        self._in_message = False
-        self._in_headers = False
-        self._num_header_bytes = 0
-        self._header_timer: asyncio.TimerHandle | None = None
+        self.conn = ServerConnection()
+        self.header_timer: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock."""
-        super().connection_made(transport)
+        super().connection_made(
+            ClosingTransport(transport, self.loop, lambda: self.conn.client_may_send)  # type: ignore[arg-type]
+        )
         self._start_header_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clocks, and tell the request."""
         self._stop_header_timer()
+        self._stop_send_timer()
+        self._unset_keepalive_if_required()
         super().connection_lost(exc)
+        self.transport.lost()
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser; end a connection whose headers do not end."""
-        was_in_headers = self._in_headers
-        super().data_received(data if self._in_message else _without_upgrade(data))
-        if was_in_headers and self._in_headers:
-            self._num_header_bytes += len(data)
-            if self._num_header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
-                self.transport.write(_TOO_LARGE)
-                self.transport.close()
-
-    def on_message_begin(self) -> None:
-        """A request line follows."""
-        self._in_message = self._in_headers = True
-        self._num_header_bytes = 0
-        if self._header_timer is None:
+        """Feed the parser, unless the connection is ending."""
+        if self.transport.is_closing() or self.conn.their_state in (h11.MUST_CLOSE, h11.CLOSED):
+            return  # RFC 9112, 9.6: nothing after a request that was announced as the last one is looked at
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
             self._start_header_timer()
-        super().on_message_begin()
 
-    def on_headers_complete(self) -> None:
-        """The body follows."""
-        self._in_headers = False
+    def handle_events(self) -> None:
+        """Act on what is in the parser."""
+        super().handle_events()
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_header_timer()
+        elif self.conn.num_buffered:
+            self._start_header_timer()
+        is_ahead = self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
+        if is_ahead and self.conn.num_buffered <= MAX_PIPELINED_BYTES and not self.transport.is_closing():
+            self.flow.resume_reading()  # who does not read does not learn that the client left
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no request with the status that fits, if no answer is under way, and close."""
+        refusal = self.conn.refusal
+        status = refusal.error_status_hint if refusal is not None else 400
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            error = InvalidRequest(f"no valid HTTP request: {refusal or msg}")
+            content = json.dumps(error_body(error), separators=(",", ":")).encode()
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(content)),
+                (b"connection", b"close"),
+            ]
+            reason = http.HTTPStatus(status).phrase.encode()
+            for event in (
+                h11.Response(status_code=status, headers=headers, reason=reason),
+                h11.Data(data=content),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self._stop_header_timer()
-        super().on_headers_complete()
+        self.transport.close()
 
-    def on_message_complete(self) -> None:
-        """The next request may follow."""
-        self._in_message = False
-        super().on_message_complete()
+    def pause_writing(self) -> None:
+        """The client reads slower than it is sent to: give it some time."""
+        super().pause_writing()
+        self._send_timer = self.loop.call_later(SEND_TIMEOUT_S, self._on_send_timeout)
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        self._stop_send_timer()
+        super().resume_writing()
+
+    def _on_send_timeout(self) -> None:
+        logger.warning("a client has read nothing for %g s: its connection is ended", SEND_TIMEOUT_S)
+        self.transport.abort()
+
+    def _should_upgrade(self) -> bool:
+        return False  # a server may ignore an offer
 
     def _start_header_timer(self) -> None:
-        self._header_timer = self.loop.call_later(HEADER_TIMEOUT_S, self.timeout_keep_alive_handler)
+        if self.header_timer is None:
+            self.header_timer = self.loop.call_later(HEADER_TIMEOUT_S, self.timeout_keep_alive_handler)
 
     def _stop_header_timer(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
+        if self.header_timer is not None:
+            self.header_timer.cancel()
+            self.header_timer = None
 
-
-def _without_upgrade(data: bytes) -> bytes:
-    """A request without the Upgrade field of its headers: a server may ignore it, and this one knows no upgrade."""
-    head, end, rest = data.partition(b"\r\n\r\n")
-    if not end or _UPGRADE.search(head) is None:
-        return data
-    return _UPGRADE.sub(b"", head) + end + rest
+    def _stop_send_timer(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None

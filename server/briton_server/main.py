@@ -8,7 +8,6 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ import uvloop
 from briton.errors import BritonError
 from briton_server.app import create_app
 from briton_server.gateway import Gateway
-from briton_server.http_protocol import GatewayProtocol
+from briton_server.http_server import listen, server_of
 from briton_server.prompts import Prompts
 from briton_server.settings import Settings
 
@@ -48,34 +47,13 @@ def run_gateway(config: Config, *, tokenizer_dir: Path, engine_address: str, hos
             logger.error("%s", error)
             return 1
         app = create_app(settings, prompts)
-        server = QuietServer(
-            uvicorn.Config(
-                app,
-                http=GatewayProtocol,
-                ws="none",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                timeout_keep_alive=75,
-                timeout_graceful_shutdown=2,
-            )
-        )
+        server = server_of(app)
         logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its milestones are not this server's
         logger.info("listening on http://%s:%d, engine at %s", host, listener.getsockname()[1], engine_address)
         # What lives now lives as long as the process: no collection needs to walk it while tokens wait.
         gc.collect()
         gc.freeze()
         return uvloop.run(_serve(server, listener, app.state.gateway))
-
-
-class QuietServer(uvicorn.Server):
-    """uvicorn, without its signal handlers: it closes the socket first, and then nobody can ask /ready."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        """Leave signals to `_serve`."""
-        yield
 
 
 async def _serve(server: uvicorn.Server, listener: socket.socket, gateway: Gateway) -> int:
@@ -109,20 +87,3 @@ async def _stop_after_drain(server: uvicorn.Server, gateway: Gateway) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(readiness.wait_idle(), _FLUSH_S)
     server.should_exit = True
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises OSError."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)  # so that a second server on this port fails to bind
-    except OSError:
-        listener.close()
-        raise
-    listener.setblocking(False)
-    return listener

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio.to_thread
 
 from briton.errors import InvalidRequest
-from briton.text.chat_template import ChatTemplate
+from briton.text.chat_template import RENDERING_ARGUMENTS, ChatTemplate
+from briton.text.control_tokens import ControlTokens
 from briton.text.tokenizer import Tokenizer
 from briton_server.protocol.chat import Message
 from briton_server.protocol.completions import Prompt
@@ -23,16 +24,31 @@ class Prompts(NamedTuple):
 
     tokenizer: Tokenizer
     template: ChatTemplate
+    control_tokens: ControlTokens
 
     @classmethod
     def load(cls, directory: Path) -> Prompts:
         """Read both from an engine directory. Raises BuildError."""
-        return cls(Tokenizer.load(directory), ChatTemplate.load(directory))
+        tokenizer, template = Tokenizer.load(directory), ChatTemplate.load(directory)
+        return cls(tokenizer, template, ControlTokens(tokenizer, template))
 
-    async def of_chat(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt of a conversation. Raises InvalidRequest naming the message or part that is wrong."""
-        text = self.template.render([_message(message, i) for i, message in enumerate(messages)])
-        return await self._encode(text, add_special_tokens=False, field="messages")
+    async def of_chat(
+        self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None, *, sanitize: bool = True
+    ) -> list[int]:
+        """The prompt of a conversation; `variables` are the template's. Raises InvalidRequest naming the message or
+        part that is wrong.
+
+        Control tokens that a message or a variable spells are text, unless `sanitize` is false.
+        """
+        checked = [_message(message, i) for i, message in enumerate(messages)]
+        given = _template_variables(variables or {})
+        if not sanitize:
+            return await self._encode(
+                self.template.render(checked, **given), add_special_tokens=False, field="messages"
+            )
+        marked = [self.control_tokens.mark_message(message) for message in checked]
+        text = self.template.render(marked, **self.control_tokens.mark(given))
+        return await self._in_thread_if_long(text, lambda: self.control_tokens.encode(text, field="messages"))
 
     async def of_completion(self, prompt: Prompt) -> list[int]:
         """A text's token ids, with the BOS that the model wants; token ids as they are."""
@@ -47,30 +63,18 @@ class Prompts(NamedTuple):
         return await self._encode(text, add_special_tokens=False, field=PREDICTION_FIELD)
 
     async def _encode(self, text: str, *, add_special_tokens: bool, field: str) -> list[int]:
-        if len(text) <= _LONG_TEXT:
-            return self.tokenizer.encode(text, add_special_tokens, field=field)
-        return await anyio.to_thread.run_sync(lambda: self.tokenizer.encode(text, add_special_tokens, field=field))
+        return await self._in_thread_if_long(text, lambda: self.tokenizer.encode(text, add_special_tokens, field=field))
+
+    async def _in_thread_if_long(self, text: str, encode: Callable[[], list[int]]) -> list[int]:
+        return encode() if len(text) <= _LONG_TEXT else await anyio.to_thread.run_sync(encode)
 
 
-def check_length(num_tokens: int, max_seq_len: int, field: str) -> None:
-    """Raise InvalidRequest for a prompt that leaves no room for output."""
-    if num_tokens >= max_seq_len:
-        raise InvalidRequest(
-            f"{field}: the prompt has {num_tokens} tokens, which leaves no room for output: "
-            f"the maximum sequence length is {max_seq_len} tokens",
-            field,
-            "context_length_exceeded",
-        )
-
-
-def check_prediction_length(num_tokens: int, max_seq_len: int) -> None:
-    """Raise InvalidRequest for a prediction longer than any answer."""
-    if num_tokens > max_seq_len:
-        raise InvalidRequest(
-            f"{PREDICTION_FIELD}: the prediction has {num_tokens} tokens; "
-            f"the maximum sequence length is {max_seq_len} tokens",
-            PREDICTION_FIELD,
-        )
+def _template_variables(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The variables themselves. Raises InvalidRequest for what is no variable, but an argument of the rendering."""
+    for name in RENDERING_ARGUMENTS.intersection(variables):
+        path = f"chat_template_kwargs.{name}"
+        raise InvalidRequest(f"{path}: is not a variable of a chat template, and cannot be set here", path)
+    return variables
 
 
 def _message(message: Message, index: int) -> Mapping[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from briton.config.environment import child_variables, load_environment
+from briton.config.environment import HUB_CREDENTIALS, INDEX_CREDENTIALS, child_variables, load_environment
 from briton.errors import ConfigError
 
 
@@ -124,10 +125,25 @@ def test_the_jobs_hub_is_not_shown() -> None:
 
 def test_what_a_child_gets_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "mine")
-    variables = child_variables()
+    variables = child_variables(HUB_CREDENTIALS)
     assert variables["HF_TOKEN"] == "mine"
     variables["HF_TOKEN"] = "another"
     assert load_environment().hf_token == "mine"
+
+
+def test_a_child_gets_the_credentials_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"HF_TOKEN": "a", "PIP_INDEX_URL": "b", "AWS_PROFILE": "c", "TRUSS_SECRET_d": "d", "BRITON_CACHE_DIR": "e"}
+    for name in {name for name in os.environ if name.startswith(("HF_", "PIP_", "AWS_", "HUGGING"))}:
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+    def got(*credentials: str) -> set[str]:
+        return given.keys() & child_variables(credentials).keys()
+
+    assert got() == {"BRITON_CACHE_DIR"}
+    assert got(*HUB_CREDENTIALS) == {"BRITON_CACHE_DIR", "HF_TOKEN"}
+    assert got(*INDEX_CREDENTIALS) == {"BRITON_CACHE_DIR", "PIP_INDEX_URL"}
 
 
 @pytest.mark.parametrize("name", ["HYDRA_HOST_FILE", "SLURM_JOB_ID"])

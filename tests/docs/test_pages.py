@@ -9,7 +9,7 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from tests.docs.blocks import PAGES, ROOT
+from tests.docs.blocks import PAGES, ROOT, Block, all_blocks
 from tools.docs.benchmark_plot import read_log
 from tools.docs.sections import with_sections
 
@@ -60,6 +60,21 @@ def test_files_that_pages_name_exist(page: Path) -> None:
         if (is_path and not (ROOT / name).exists()) or (is_module and name not in sources):
             missing.append(name)
     assert missing == []
+
+
+EXCERPTS = [block for block in all_blocks() if block.reason.startswith("an excerpt of ") and ".py" in block.reason]
+
+
+def test_there_are_excerpts() -> None:
+    assert len(EXCERPTS) == 5
+
+
+@pytest.mark.parametrize("block", EXCERPTS, ids=str)
+def test_excerpts_are_of_the_code_as_it_is(block: Block) -> None:
+    """Line by line, whatever the indentation."""
+    code = (ROOT / block.reason.removeprefix("an excerpt of ")).read_text(encoding="utf-8")
+    lines = {line.strip() for line in code.splitlines()}
+    assert [line for line in block.text.splitlines() if line.strip() not in lines] == []
 
 
 def test_numbers_of_the_readme_are_the_logs() -> None:

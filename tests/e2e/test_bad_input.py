@@ -108,7 +108,7 @@ def test_64_requests_at_once_on_a_pool_that_fits_4(start: Start, small_pool_conf
         reply = client.chat.completions.create(**{**LONG, "messages": messages}, max_tokens=20)
         assert reply.usage is not None
         assert reply.choices[0].finish_reason == "length"
-        return reply.usage.completion_tokens
+        return int(reply.usage.completion_tokens)
 
     with strict_client(serving) as client, ThreadPoolExecutor(64) as pool:
         assert list(pool.map(functools.partial(ask, client), range(64))) == [20] * 64

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ PROMPT = (1, 2, 3)
 CHOICE = GuideSpec("choice", choices=("ab",))
 
 
-def greedy(max_tokens: int = 8, **options: int) -> SamplingParams:
+def greedy(max_tokens: int = 8, **options: Any) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, temperature=0.0, **options)
 
 
@@ -103,7 +104,12 @@ async def test_one_handover_for_a_step_of_many_sequences(monkeypatch: pytest.Mon
     async with running(executor) as engine:
         batches: list[int] = []
         deliver = engine._deliver
-        monkeypatch.setattr(engine, "_deliver", lambda chunks: (batches.append(len(chunks)), deliver(chunks)))
+
+        def counted(chunks: list[TokenChunk]) -> None:
+            batches.append(len(chunks))
+            deliver(chunks)
+
+        monkeypatch.setattr(engine, "_deliver", counted)
         await asyncio.gather(*[collect(await engine.submit((i,), greedy(5))) for i in range(16)])
         assert max(batches) == 16
         assert len(batches) < 16

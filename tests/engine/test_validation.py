@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -14,11 +15,17 @@ from tests.local.paged_model import model_info
 INFO = model_info(max_seq_len=64)
 
 
+def sampling(field: str, value: Any) -> SamplingParams:
+    """Parameters with one field as a caller gave it."""
+    given: dict[str, Any] = {field: value}
+    return SamplingParams(**given)
+
+
 @pytest.mark.parametrize("field", ["n", "seed", "logprobs", "temperature"])
 def test_integers_beyond_every_float(field: str) -> None:
     """They raised OverflowError instead of InvalidRequest."""
     with pytest.raises(InvalidRequest, match=f"{field} must be between") as caught:
-        check_sampling(SamplingParams(**{field: 10**400}), INFO)
+        check_sampling(sampling(field, 10**400), INFO)
     assert caught.value.field == field
 
 
@@ -37,5 +44,5 @@ def test_limits_are_written_out() -> None:
 @pytest.mark.parametrize("field", ["temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty"])
 def test_no_number_is_refused(field: str, value: float) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        check_sampling(SamplingParams(**{field: value}), INFO)
+        check_sampling(sampling(field, value), INFO)
     assert caught.value.field == field

@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import random
 import re
+from typing import Any
 
 import pytest
 
 from briton.guidance.automaton import AutomatonGuide
+from briton.guidance.compiler import GuideCompiler
 from briton.guidance.guide import GuideSpec
+from tests.guidance.vocabularies import TestVocabulary
 from tests.guidance.walks import random_walk
 
 PATTERNS = [
@@ -31,7 +34,9 @@ PATTERNS = [
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-async def test_every_walk_matches_the_whole_pattern(compiler, vocabulary, pattern):
+async def test_every_walk_matches_the_whole_pattern(
+    compiler: GuideCompiler, vocabulary: TestVocabulary, pattern: str
+) -> None:
     template = await compiler.compile(GuideSpec("regex", pattern))
     rng = random.Random(pattern)
     texts = [random_walk(template.copy(), vocabulary, rng, max_tokens=60) for _ in range(20)]
@@ -54,7 +59,9 @@ async def test_every_walk_matches_the_whole_pattern(compiler, vocabulary, patter
         "^a+$|^b$",
     ],
 )
-async def test_it_accepts_what_python_matches_and_nothing_else(compiler, vocabulary, pattern):
+async def test_it_accepts_what_python_matches_and_nothing_else(
+    compiler: GuideCompiler, vocabulary: TestVocabulary, pattern: str
+) -> None:
     """Exhaustively, over short strings. Alone, outlines-core drops what follows a first match."""
     template = await compiler.compile(GuideSpec("regex", pattern))
     alphabet = "1.ab" if "0-9" in pattern else "abcd"
@@ -68,7 +75,9 @@ async def test_it_accepts_what_python_matches_and_nothing_else(compiler, vocabul
 
 
 @pytest.mark.parametrize("pattern", [r"[0-9]+(\.[0-9]+)?", "(cat|category)", "é+猫?", ".{0,3}", r"\w+@\w+\.com"])
-async def test_the_mask_is_what_advance_takes(compiler, vocabulary, pattern):
+async def test_the_mask_is_what_advance_takes(
+    compiler: GuideCompiler, vocabulary: TestVocabulary, pattern: str
+) -> None:
     guide = await compiler.compile(GuideSpec("regex", pattern))
     rng = random.Random(1)
     for _ in range(6):
@@ -82,7 +91,7 @@ async def test_the_mask_is_what_advance_takes(compiler, vocabulary, pattern):
         guide.advance([rng.choice(allowed)])
 
 
-async def test_no_token_spells_the_sentinel(compiler, vocabulary):
+async def test_no_token_spells_the_sentinel(compiler: GuideCompiler, vocabulary: TestVocabulary) -> None:
     """Single-byte tokens could write U+10FFFF, the mark behind every pattern."""
     guide = await compiler.compile(GuideSpec("regex", "ab"))
     assert guide.advance(vocabulary.tokens_of("ab"))
@@ -90,7 +99,7 @@ async def test_no_token_spells_the_sentinel(compiler, vocabulary):
     assert guide.is_terminated()
 
 
-async def test_characters_may_be_spelled_in_bytes(compiler, vocabulary):
+async def test_characters_may_be_spelled_in_bytes(compiler: GuideCompiler, vocabulary: TestVocabulary) -> None:
     guide = await compiler.compile(GuideSpec("regex", "[é猫]{2}"))
     assert guide.advance(vocabulary.tokens_of("é猫"))
     assert guide.is_terminated()
@@ -105,7 +114,9 @@ async def test_characters_may_be_spelled_in_bytes(compiler, vocabulary):
         ("naïve", "naïf", "猫"),
     ],
 )
-async def test_a_choice_is_one_of_its_strings(compiler, vocabulary, choices):
+async def test_a_choice_is_one_of_its_strings(
+    compiler: GuideCompiler, vocabulary: TestVocabulary, choices: Any
+) -> None:
     template = await compiler.compile(GuideSpec("choice", choices=choices))
     assert isinstance(template, AutomatonGuide)
     rng = random.Random(2)
@@ -119,7 +130,7 @@ async def test_a_choice_is_one_of_its_strings(compiler, vocabulary, choices):
         assert guide.advance([vocabulary.stop_token_ids[-1]])
 
 
-async def test_forced_text_comes_in_canonical_tokens(compiler, vocabulary):
+async def test_forced_text_comes_in_canonical_tokens(compiler: GuideCompiler, vocabulary: TestVocabulary) -> None:
     guide = await compiler.compile(GuideSpec("regex", "The quick brown fox (jumps|sleeps)"))
     forced = guide.forced_tokens()
     text = vocabulary.spell(forced)
@@ -131,7 +142,7 @@ async def test_forced_text_comes_in_canonical_tokens(compiler, vocabulary):
     assert guide.advance(forced)
 
 
-async def test_forced_text_to_the_end_is_given_whole(compiler, vocabulary):
+async def test_forced_text_to_the_end_is_given_whole(compiler: GuideCompiler, vocabulary: TestVocabulary) -> None:
     guide = await compiler.compile(GuideSpec("choice", choices=("the lazy dog",)))
     forced = guide.forced_tokens()
     assert vocabulary.spell(forced) == b"the lazy dog"
@@ -139,13 +150,13 @@ async def test_forced_text_to_the_end_is_given_whole(compiler, vocabulary):
     assert guide.forced_tokens() == []
 
 
-async def test_where_the_end_is_allowed_nothing_is_forced(compiler, vocabulary):
+async def test_where_the_end_is_allowed_nothing_is_forced(compiler: GuideCompiler, vocabulary: TestVocabulary) -> None:
     guide = await compiler.compile(GuideSpec("regex", "a(aaa)?"))
     assert guide.advance(vocabulary.tokens_of("a"))
     assert guide.forced_tokens() == []
 
 
-async def test_tokens_into_a_dead_end_are_not_allowed(byte_level):
+async def test_tokens_into_a_dead_end_are_not_allowed(byte_level: TestVocabulary) -> None:
     """A vocabulary without some bytes: what it cannot finish, it must not start."""
     from briton.errors import InvalidRequest
     from tests.guidance.conftest import new_compiler

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -20,10 +22,10 @@ class Block:
 class Maker:
     """Makes blocks, counts how often, and waits to be let go."""
 
-    def __init__(self, value="a", error=None):
+    def __init__(self, value: str = "a", error: Exception | None = None) -> None:
         self.value, self.error, self.calls, self.go = value, error, 0, asyncio.Event()
 
-    async def __call__(self):
+    async def __call__(self) -> Block:
         self.calls += 1
         await self.go.wait()
         if self.error:
@@ -31,11 +33,11 @@ class Maker:
         return Block(self.value)
 
 
-def new_cache(clock=lambda: 0.0, **overrides):
+def new_cache(clock: Callable[[], float] = lambda: 0.0, **overrides: Any) -> SingleFlightCache[Block]:
     return SingleFlightCache(**{"max_bytes": 100, "max_entries": 5, "failure_ttl_s": 60.0, "clock": clock, **overrides})
 
 
-async def test_callers_at_once_share_one_flight():
+async def test_callers_at_once_share_one_flight() -> None:
     cache, make = new_cache(), Maker()
     waiting = [asyncio.ensure_future(cache.get(b"k", make)) for _ in range(10)]
     await asyncio.sleep(0)
@@ -47,7 +49,7 @@ async def test_callers_at_once_share_one_flight():
     assert make.calls == 1
 
 
-async def test_a_caller_that_goes_does_not_end_the_flight():
+async def test_a_caller_that_goes_does_not_end_the_flight() -> None:
     cache, make = new_cache(), Maker()
     first, second = (asyncio.ensure_future(cache.get(b"k", make)) for _ in range(2))
     await asyncio.sleep(0)
@@ -58,7 +60,7 @@ async def test_a_caller_that_goes_does_not_end_the_flight():
     assert first.cancelled()
 
 
-async def test_failures_are_remembered_until_their_time_is_up():
+async def test_failures_are_remembered_until_their_time_is_up() -> None:
     now = [0.0]
     cache, make = new_cache(clock=lambda: now[0]), Maker(error=InvalidRequest("no", "f"))
     make.go.set()
@@ -73,7 +75,7 @@ async def test_failures_are_remembered_until_their_time_is_up():
     assert make.calls == 2
 
 
-async def test_bugs_are_not_remembered():
+async def test_bugs_are_not_remembered() -> None:
     cache, make = new_cache(), Maker(error=RuntimeError("bug"))
     make.go.set()
     for _ in range(2):
@@ -82,7 +84,7 @@ async def test_bugs_are_not_remembered():
     assert make.calls == 2
 
 
-async def test_the_least_recently_used_goes_first():
+async def test_the_least_recently_used_goes_first() -> None:
     cache = new_cache(max_bytes=30)
     makers = {name: Maker(name) for name in "abcd"}
     for maker in makers.values():
@@ -94,7 +96,7 @@ async def test_the_least_recently_used_goes_first():
     assert {n: m.calls for n, m in makers.items()} == {"a": 1, "b": 2, "c": 1, "d": 1}
 
 
-async def test_entries_are_bounded_too():
+async def test_entries_are_bounded_too() -> None:
     cache, make = new_cache(max_entries=2), Maker(error=InvalidRequest("no"))
     make.go.set()
     for key in (b"1", b"2", b"3", b"1"):
@@ -103,7 +105,7 @@ async def test_entries_are_bounded_too():
     assert make.calls == 4
 
 
-async def test_cancel_ends_flights_with_an_error():
+async def test_cancel_ends_flights_with_an_error() -> None:
     cache, make = new_cache(), Maker()
     waiting = asyncio.ensure_future(cache.get(b"k", make))
     await asyncio.sleep(0)
@@ -112,7 +114,7 @@ async def test_cancel_ends_flights_with_an_error():
         await waiting
 
 
-async def test_a_flight_that_everybody_left_ends_and_the_next_caller_has_its_own():
+async def test_a_flight_that_everybody_left_ends_and_the_next_caller_has_its_own() -> None:
     cache, make = new_cache(), Maker()
     callers = [asyncio.ensure_future(cache.get(b"k", make)) for _ in range(2)]
     await asyncio.sleep(0)
@@ -125,7 +127,7 @@ async def test_a_flight_that_everybody_left_ends_and_the_next_caller_has_its_own
     assert [caller.cancelled() for caller in callers] == [True, True]
 
 
-async def test_a_full_queue_is_not_remembered():
+async def test_a_full_queue_is_not_remembered() -> None:
     cache, make = new_cache(), Maker(error=QueueFull("later"))
     make.go.set()
     with pytest.raises(QueueFull):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,13 +15,13 @@ from briton.guidance.compile_thread import CompileThread
 
 
 @pytest.fixture
-def compile_thread():
+def compile_thread() -> Iterator[CompileThread]:
     compile_thread = CompileThread("guide", max_wait_s=0.1)
     yield compile_thread
     compile_thread.close()
 
 
-async def test_a_turn_that_does_not_come_in_time(compile_thread):
+async def test_a_turn_that_does_not_come_in_time(compile_thread: CompileThread) -> None:
     go = threading.Event()
     first = asyncio.ensure_future(compile_thread.run(go.wait))
     await asyncio.sleep(0)
@@ -32,10 +34,11 @@ async def test_a_turn_that_does_not_come_in_time(compile_thread):
     assert await compile_thread.run(lambda: "in time") == "in time"
 
 
-async def test_who_leaves_the_queue_is_not_compiled_for(compile_thread):
-    go, made = threading.Event(), []
+async def test_who_leaves_the_queue_is_not_compiled_for(compile_thread: CompileThread) -> None:
+    go = threading.Event()
+    made: list[int] = []
     first = asyncio.ensure_future(compile_thread.run(go.wait))
-    waiting = [asyncio.ensure_future(compile_thread.run(lambda i=i: made.append(i))) for i in range(3)]
+    waiting = [asyncio.ensure_future(compile_thread.run(functools.partial(made.append, i))) for i in range(3)]
     await asyncio.sleep(0.01)
     waiting[1].cancel()
     await asyncio.sleep(0)
@@ -44,7 +47,7 @@ async def test_who_leaves_the_queue_is_not_compiled_for(compile_thread):
     assert made == [0, 2]
 
 
-async def test_an_error_frees_the_turn(compile_thread):
+async def test_an_error_frees_the_turn(compile_thread: CompileThread) -> None:
     with pytest.raises(ZeroDivisionError):
         await compile_thread.run(lambda: 1 / 0)
     assert await compile_thread.run(lambda: 1) == 1

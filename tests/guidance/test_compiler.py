@@ -7,23 +7,29 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
 from briton.errors import InvalidRequest, Unavailable, Unsupported
+from briton.guidance.compiler import GuideCompiler
+from briton.guidance.grammar import GrammarGuide
 from briton.guidance.guide import GuideSpec
 from briton.guidance.limits import GuideLimits
-from tests.guidance.conftest import new_compiler
+from tests.guidance.conftest import MakeCompiler, new_compiler
+from tests.guidance.vocabularies import TestVocabulary
 
 EXPLODING = "(a|b)*a(a|b){16}"
 
 
 @pytest.fixture
-def make_compiler(byte_level):
-    made = []
+def make_compiler(byte_level: TestVocabulary) -> Iterator[MakeCompiler]:
+    made: list[GuideCompiler] = []
 
-    def make(limits=None, **overrides):
+    def make(limits: GuideLimits | None = None, **overrides: Any) -> GuideCompiler:
         made.append(new_compiler(byte_level, limits, **overrides))
         return made[-1]
 
@@ -32,7 +38,9 @@ def make_compiler(byte_level):
         compiler.close()
 
 
-async def test_an_exploding_regex_is_stopped_and_the_next_one_compiles(make_compiler, byte_level):
+async def test_an_exploding_regex_is_stopped_and_the_next_one_compiles(
+    make_compiler: MakeCompiler, byte_level: TestVocabulary
+) -> None:
     compiler = make_compiler(GuideLimits(compile_timeout_s=0.5))
     await compiler.compile(GuideSpec("regex", "a"))  # the child is warm: only the compile is timed
     begin = time.monotonic()
@@ -53,7 +61,7 @@ async def test_an_exploding_regex_is_stopped_and_the_next_one_compiles(make_comp
     assert guide.advance(byte_level.tokens_of("ab"))
 
 
-async def test_schemas_compile_while_a_regex_explodes(make_compiler):
+async def test_schemas_compile_while_a_regex_explodes(make_compiler: MakeCompiler) -> None:
     compiler = make_compiler(GuideLimits(compile_timeout_s=2.0))
     await compiler.compile(GuideSpec("regex", "a"))
     failing = asyncio.ensure_future(compiler.compile(GuideSpec("regex", EXPLODING)))
@@ -65,7 +73,7 @@ async def test_schemas_compile_while_a_regex_explodes(make_compiler):
         await asyncio.wait_for(failing, 1.0)
 
 
-async def test_a_regex_that_needs_too_much_memory_is_stopped(make_compiler):
+async def test_a_regex_that_needs_too_much_memory_is_stopped(make_compiler: MakeCompiler) -> None:
     compiler = make_compiler(GuideLimits(compile_timeout_s=30.0, compile_memory_bytes=48 << 20))
     with pytest.raises(InvalidRequest) as caught:
         await compiler.compile(GuideSpec("regex", EXPLODING))
@@ -73,24 +81,24 @@ async def test_a_regex_that_needs_too_much_memory_is_stopped(make_compiler):
     await compiler.compile(GuideSpec("regex", "ab?"))
 
 
-async def test_masks_are_bounded(make_compiler):
+async def test_masks_are_bounded(make_compiler: MakeCompiler) -> None:
     compiler = make_compiler(GuideLimits(max_guide_bytes=1000))
     with pytest.raises(InvalidRequest, match="guided_regex: its masks need more than"):
         await compiler.compile(GuideSpec("regex", r"\w+@\w+\.com"))
 
 
 @pytest.mark.parametrize("pattern", ["[a", "a)|(b", "*", r"\1", "(?=a)b", r"\p{Nonsense}", "a{2,1}"])
-async def test_a_bad_regex_is_the_callers_error(byte_level_compiler, pattern):
+async def test_a_bad_regex_is_the_callers_error(byte_level_compiler: GuideCompiler, pattern: str) -> None:
     with pytest.raises(InvalidRequest, match="guided_regex: not a regular expression in Rust's syntax"):
         await byte_level_compiler.compile(GuideSpec("regex", pattern))
 
 
-async def test_a_regex_that_matches_nothing_is_refused(byte_level_compiler):
+async def test_a_regex_that_matches_nothing_is_refused(byte_level_compiler: GuideCompiler) -> None:
     with pytest.raises(InvalidRequest, match="guided_regex: no string matches it"):
         await byte_level_compiler.compile(GuideSpec("regex", "[a&&b]"))
 
 
-async def test_bounds_of_texts_and_lists(byte_level_compiler):
+async def test_bounds_of_texts_and_lists(byte_level_compiler: GuideCompiler) -> None:
     for spec, message in (
         (GuideSpec("regex", "a" * 5000), "guided_regex has 5000 bytes; the limit is 4096"),
         (GuideSpec("choice", choices=()), "guided_choice must have at least 1 entry"),
@@ -107,18 +115,25 @@ async def test_bounds_of_texts_and_lists(byte_level_compiler):
         assert caught.value.message == message
 
 
-async def test_a_long_list_of_choices_compiles(byte_level_compiler, byte_level):
+async def test_a_long_list_of_choices_compiles(byte_level_compiler: GuideCompiler, byte_level: TestVocabulary) -> None:
     choices = tuple(f"label {i:04d} of the catalogue" for i in range(1024))
     guide = await byte_level_compiler.compile(GuideSpec("choice", choices=choices))
     assert guide.advance(byte_level.tokens_of(choices[777]))
     assert guide.is_terminated()
 
 
-async def test_requests_at_once_share_one_compile(make_compiler, byte_level, monkeypatch):
+async def test_requests_at_once_share_one_compile(
+    make_compiler: MakeCompiler, byte_level: TestVocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiler = make_compiler()
     compiles = []
     make = compiler._grammars.compile
-    monkeypatch.setattr(compiler._grammars, "compile", lambda schema: compiles.append(schema) or make(schema))
+
+    def counted(schema: Any) -> Any:
+        compiles.append(schema)
+        return make(schema)
+
+    monkeypatch.setattr(compiler._grammars, "compile", counted)
     spec = GuideSpec("json_schema", '{"type": "array", "items": {"type": "integer"}}')
     guides = await asyncio.gather(*(compiler.compile(spec) for _ in range(8)))
     assert len(compiles) == 1
@@ -131,22 +146,25 @@ async def test_requests_at_once_share_one_compile(make_compiler, byte_level, mon
     assert len(compiles) == 2
 
 
-async def test_a_guide_that_has_worn_out_is_compiled_again(make_compiler, byte_level):
+async def test_a_guide_that_has_worn_out_is_compiled_again(
+    make_compiler: MakeCompiler, byte_level: TestVocabulary
+) -> None:
     compiler = make_compiler()
     spec = GuideSpec("json_object")
     await compiler.compile(spec)
     (cached,) = compiler._cache._done.values()
+    assert isinstance(cached, GrammarGuide)
     cached._matcher.consume_token(byte_level.tokens_of("]")[0])
     assert not cached.is_healthy()
     assert (await compiler.compile(spec)).advance(byte_level.tokens_of("{}"))
 
 
-def intersection(count):
+def intersection(count: int) -> str:
     """Patterns that hold at once: llguidance needs 17 s and 1 GB for 22 of them, and 5 GB for 28."""
     return json.dumps({"type": "string", "allOf": [{"pattern": f"a.{{{i}}}b"} for i in range(2, 2 + count)]})
 
 
-async def test_an_exploding_schema_is_stopped_and_the_next_one_compiles(make_compiler):
+async def test_an_exploding_schema_is_stopped_and_the_next_one_compiles(make_compiler: MakeCompiler) -> None:
     compiler = make_compiler(GuideLimits(compile_timeout_s=0.5))
     await compiler.compile(GuideSpec("json_schema", "{}"))
     with pytest.raises(InvalidRequest) as caught:
@@ -155,7 +173,7 @@ async def test_an_exploding_schema_is_stopped_and_the_next_one_compiles(make_com
     await compiler.compile(GuideSpec("json_schema", '{"type": "null"}'))
 
 
-async def test_a_schema_that_needs_too_much_memory_is_stopped(make_compiler):
+async def test_a_schema_that_needs_too_much_memory_is_stopped(make_compiler: MakeCompiler) -> None:
     """In this process, it would end it: Rust aborts when memory is refused."""
     compiler = make_compiler(GuideLimits(compile_timeout_s=30.0, compile_memory_bytes=64 << 20))
     with pytest.raises(InvalidRequest) as caught:
@@ -164,7 +182,7 @@ async def test_a_schema_that_needs_too_much_memory_is_stopped(make_compiler):
     await compiler.compile(GuideSpec("json_schema", '{"type": "null"}'))
 
 
-async def test_large_schemas_compile_within_their_time(byte_level_compiler):
+async def test_large_schemas_compile_within_their_time(byte_level_compiler: GuideCompiler) -> None:
     properties = {f"p{i}": {"type": "string", "maxLength": 64} for i in range(2000)}
     wide = {"type": "object", "properties": properties, "required": list(properties)}
     many = {"enum": [f"value {i}" for i in range(15_000)]}
@@ -172,7 +190,9 @@ async def test_large_schemas_compile_within_their_time(byte_level_compiler):
         await byte_level_compiler.compile(GuideSpec("json_schema", json.dumps(schema)))
 
 
-async def test_a_schema_too_wide_for_the_parser_is_refused_before_the_first_token(byte_level_compiler):
+async def test_a_schema_too_wide_for_the_parser_is_refused_before_the_first_token(
+    byte_level_compiler: GuideCompiler,
+) -> None:
     """With 2,000 optional properties the grammar compiles, but fails behind the first quote."""
     wide = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(2000)}}
     with pytest.raises(
@@ -181,16 +201,17 @@ async def test_a_schema_too_wide_for_the_parser_is_refused_before_the_first_toke
         await byte_level_compiler.compile(GuideSpec("json_schema", json.dumps(wide)))
 
 
-async def test_a_model_without_a_stop_token_has_no_guides(make_compiler):
+async def test_a_model_without_a_stop_token_has_no_guides(make_compiler: MakeCompiler) -> None:
     with pytest.raises(Unsupported, match="needs a stop token"):
         await make_compiler(stop_token_ids=()).compile(GuideSpec("json_object"))
 
 
-async def test_close_ends_the_child_and_can_be_repeated(make_compiler):
+async def test_close_ends_the_child_and_can_be_repeated(make_compiler: MakeCompiler) -> None:
     compiler = make_compiler()
     await compiler.compile(GuideSpec("regex", "a"))
     await compiler.compile(GuideSpec("json_schema", "{}"))
-    children = [compiler._regexes.pid, compiler._schemas.pid]
+    children = [child.pid for child in (compiler._regexes, compiler._schemas) if child.pid is not None]
+    assert len(children) == 2
     assert all(_is_running(pid) for pid in children)
     compiler.close()
     assert not any(_is_running(pid) for pid in children)
@@ -199,7 +220,7 @@ async def test_close_ends_the_child_and_can_be_repeated(make_compiler):
         compiler._regexes.compile("a", "guided_regex")
 
 
-async def test_it_works_beside_a_grpc_server(make_compiler, byte_level):
+async def test_it_works_beside_a_grpc_server(make_compiler: MakeCompiler, byte_level: TestVocabulary) -> None:
     """gRPC's threads do not survive a fork: the child must be a new interpreter."""
     server = grpc.aio.server()
     server.add_insecure_port("127.0.0.1:0")
@@ -211,7 +232,7 @@ async def test_it_works_beside_a_grpc_server(make_compiler, byte_level):
         await server.stop(None)
 
 
-def test_the_child_imports_nothing_of_the_engine():
+def test_the_child_imports_nothing_of_the_engine() -> None:
     code = (
         "import sys, briton.guidance.compile_worker, briton.guidance.regex_index;"
         "print([m for m in ('grpc', 'openvino', 'transformers', 'llguidance', 'pydantic') if m in sys.modules])"
@@ -220,7 +241,21 @@ def test_the_child_imports_nothing_of_the_engine():
     assert found.stdout.strip() == "[]"
 
 
-def test_the_child_ends_with_its_parent():
+def test_the_child_has_no_secrets(byte_level: TestVocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it runs is not trusted to behave."""
+    monkeypatch.setenv("TRUSS_SECRET_s3", "hush")
+    monkeypatch.setenv("HF_TOKEN", "hush")
+    compiler = new_compiler(byte_level)
+    try:
+        compiler._regexes.compile("a", "guided_regex")
+        variables = Path(f"/proc/{compiler._regexes.pid}/environ").read_bytes()
+    finally:
+        compiler.close()
+    assert b"PATH=" in variables
+    assert b"hush" not in variables
+
+
+def test_the_child_ends_with_its_parent() -> None:
     """A parent that is killed closes its end of the pipe; nothing is left behind."""
     code = (
         "import asyncio, os, time\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 
 from briton.guidance.automaton import Automaton, AutomatonGuide
 from briton.guidance.grammar import GrammarCompiler
+from briton.guidance.guide import Guide
 from briton.guidance.limits import GuideLimits
 from briton.guidance.pattern import choice_pattern
 from briton.guidance.regex_index import RegexIndexer
 from briton.guidance.vocabulary import Vocabulary
+from tests.guidance.vocabularies import TestVocabulary
 
 NAMES = st.sampled_from(
     ["name", "age", "category", "city", "items", "the lazy dog", "naïve", "id", "is_free", "a", "猫"]
@@ -29,7 +32,7 @@ SCALARS = st.one_of(
 )
 
 
-def _objects(values: st.SearchStrategy[dict]) -> st.SearchStrategy[dict]:
+def _objects(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.builds(
         lambda properties, required: {
             "type": "object",
@@ -65,7 +68,7 @@ PATTERNS = st.recursive(
 
 
 @pytest.fixture(scope="session")
-def words(vocabulary) -> Vocabulary:
+def words(vocabulary: TestVocabulary) -> Vocabulary:
     return Vocabulary(
         vocabulary.token_bytes,
         vocab_size=vocabulary.vocab_size,
@@ -75,36 +78,38 @@ def words(vocabulary) -> Vocabulary:
 
 
 @pytest.fixture(scope="session")
-def grammars(words) -> GrammarCompiler:
+def grammars(words: Vocabulary) -> GrammarCompiler:
     return GrammarCompiler(words, GuideLimits())
 
 
 @pytest.fixture(scope="session")
-def regexes(words) -> RegexIndexer:
+def regexes(words: Vocabulary) -> RegexIndexer:
     return RegexIndexer(words.token_bytes, words.stop_token_ids, GuideLimits().max_guide_bytes)
 
 
 @given(schema=SCHEMAS, seed=st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
-def test_of_a_schema(grammars, vocabulary, schema, seed):
+def test_of_a_schema(grammars: GrammarCompiler, vocabulary: TestVocabulary, schema: Any, seed: int) -> None:
     check_walk(grammars.compile(schema), vocabulary, seed)
 
 
 @given(pattern=PATTERNS, seed=st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
-def test_of_a_pattern(regexes, words, vocabulary, pattern, seed):
+def test_of_a_pattern(
+    regexes: RegexIndexer, words: Vocabulary, vocabulary: TestVocabulary, pattern: str, seed: int
+) -> None:
     check_walk(AutomatonGuide(Automaton(regexes.compile(pattern), words)), vocabulary, seed)
 
 
 @given(choices=st.lists(st.builds("".join, st.lists(LITERALS, min_size=1, max_size=4)), min_size=1, max_size=4))
 @settings(max_examples=40, deadline=None)
-def test_of_a_choice(regexes, words, vocabulary, choices):
+def test_of_a_choice(regexes: RegexIndexer, words: Vocabulary, vocabulary: TestVocabulary, choices: Any) -> None:
     pattern = choice_pattern(choices, GuideLimits())
     num_forced = check_walk(AutomatonGuide(Automaton(regexes.compile(pattern), words)), vocabulary, 1)
     assert num_forced or len(set(choices)) > 1
 
 
-def check_walk(guide, vocabulary, seed: int, max_tokens: int = 80) -> int:
+def check_walk(guide: Guide, vocabulary: TestVocabulary, seed: int, max_tokens: int = 80) -> int:
     """Follow the masks by random logits; the number of forced tokens that came."""
     rng = random.Random(seed)
     expected: list[int] = []
@@ -127,7 +132,9 @@ def check_walk(guide, vocabulary, seed: int, max_tokens: int = 80) -> int:
     return num_forced
 
 
-def test_copies_in_several_threads_force_the_same(regexes, words, vocabulary):
+def test_copies_in_several_threads_force_the_same(
+    regexes: RegexIndexer, words: Vocabulary, vocabulary: TestVocabulary
+) -> None:
     """What is forced is found once for all copies, whoever asks first."""
     template = AutomatonGuide(
         Automaton(regexes.compile("(the lazy dog and ){1,9}(cat|category) 2024-01-31 naïve"), words)

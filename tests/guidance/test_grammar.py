@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import jsonschema
 import pytest
 
-from briton.guidance.grammar import WHITESPACE_IS_BOUNDED
+from briton.guidance.compiler import GuideCompiler
+from briton.guidance.grammar import WHITESPACE_IS_BOUNDED, GrammarGuide
 from briton.guidance.guide import GuideSpec
+from tests.guidance.vocabularies import TestVocabulary
 from tests.guidance.walks import random_walk
 
-SCHEMAS = {
+SCHEMAS: dict[str, Any] = {
     "flat": {
         "type": "object",
         "properties": {
@@ -94,7 +97,9 @@ SCHEMAS = {
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-async def test_every_walk_gives_a_valid_instance(compiler, vocabulary, name):
+async def test_every_walk_gives_a_valid_instance(
+    compiler: GuideCompiler, vocabulary: TestVocabulary, name: str
+) -> None:
     template = await compiler.compile(GuideSpec("json_schema", json.dumps(SCHEMAS[name])))
     checker = jsonschema.Draft202012Validator(SCHEMAS[name], format_checker=jsonschema.FormatChecker())
     rng = random.Random(name)
@@ -105,7 +110,7 @@ async def test_every_walk_gives_a_valid_instance(compiler, vocabulary, name):
         checker.validate(json.loads(text))
 
 
-async def test_every_walk_of_a_json_object_gives_an_object(compiler, vocabulary):
+async def test_every_walk_of_a_json_object_gives_an_object(compiler: GuideCompiler, vocabulary: TestVocabulary) -> None:
     template = await compiler.compile(GuideSpec("json_object"))
     rng = random.Random(5)
     texts = [t for t in (random_walk(template.copy(), vocabulary, rng) for _ in range(15)) if t is not None]
@@ -115,7 +120,9 @@ async def test_every_walk_of_a_json_object_gives_an_object(compiler, vocabulary)
 
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("name", ["flat", "recursive", "union", "strings"])
-async def test_compact_and_pretty_json_are_let_through(compiler, vocabulary, name, indent):
+async def test_compact_and_pretty_json_are_let_through(
+    compiler: GuideCompiler, vocabulary: TestVocabulary, name: str, indent: int | None
+) -> None:
     instances = {
         "flat": {"name": "Zoë", "age": -3, "ok": True},
         "recursive": {"v": 1, "next": {"v": 2, "next": None}},
@@ -133,7 +140,7 @@ async def test_compact_and_pretty_json_are_let_through(compiler, vocabulary, nam
     assert guide.is_terminated()
 
 
-async def test_whitespace_is_bounded(compiler, vocabulary):
+async def test_whitespace_is_bounded(compiler: GuideCompiler, vocabulary: TestVocabulary) -> None:
     """Models loop on whitespace when it is free."""
     for spec in (GuideSpec("json_schema", json.dumps(SCHEMAS["flat"])), GuideSpec("json_object")):
         guide = await compiler.compile(spec)
@@ -142,14 +149,14 @@ async def test_whitespace_is_bounded(compiler, vocabulary):
         assert not guide.advance(vocabulary.tokens_of("\t"))
 
 
-async def test_no_whitespace_before_or_after_the_value(compiler, vocabulary):
+async def test_no_whitespace_before_or_after_the_value(compiler: GuideCompiler, vocabulary: TestVocabulary) -> None:
     guide = await compiler.compile(GuideSpec("json_object"))
     assert not guide.advance(vocabulary.tokens_of(" "))
     assert guide.advance(vocabulary.tokens_of("{}"))
     assert vocabulary.allowed(guide) == sorted(vocabulary.stop_token_ids)
 
 
-async def test_the_order_of_keys_is_the_schemas(compiler, vocabulary):
+async def test_the_order_of_keys_is_the_schemas(compiler: GuideCompiler, vocabulary: TestVocabulary) -> None:
     one = {"type": "object", "properties": {"a": {"type": "null"}, "b": {"type": "null"}}, "required": ["a", "b"]}
     other = {**one, "properties": {"b": {"type": "null"}, "a": {"type": "null"}}}
     first = await compiler.compile(GuideSpec("json_schema", json.dumps(one)))
@@ -159,7 +166,7 @@ async def test_the_order_of_keys_is_the_schemas(compiler, vocabulary):
     assert not second.copy().advance(vocabulary.tokens_of(':null,"c"'))
 
 
-async def test_control_tokens_are_illegal_inside_strings(byte_level):
+async def test_control_tokens_are_illegal_inside_strings(byte_level: TestVocabulary) -> None:
     """With the bytes of `<|im_end|>` in the vocabulary it would be a legal part of a string."""
     from tests.guidance.conftest import new_compiler
 
@@ -173,10 +180,13 @@ async def test_control_tokens_are_illegal_inside_strings(byte_level):
     compiler.close()
 
 
-async def test_a_failed_parser_gives_an_empty_mask_not_the_end(compiler, vocabulary, caplog):
+async def test_a_failed_parser_gives_an_empty_mask_not_the_end(
+    compiler: GuideCompiler, vocabulary: TestVocabulary, caplog: pytest.LogCaptureFixture
+) -> None:
     """LLMatcher offers the end once it is in error: an unfinished value would look finished."""
     guide = await compiler.compile(GuideSpec("json_object"))
     assert guide.advance(vocabulary.tokens_of('{"a'))
+    assert isinstance(guide, GrammarGuide)
     guide._matcher.consume_token(vocabulary.tokens_of("\n")[0])  # a raw newline in a string: an error for good
     assert vocabulary.allowed(guide) == []
     assert "a guide failed" in caplog.text
@@ -185,7 +195,9 @@ async def test_a_failed_parser_gives_an_empty_mask_not_the_end(compiler, vocabul
     assert guide.forced_tokens() == []
 
 
-async def test_a_parser_that_reaches_its_limit_ends_in_an_empty_mask(byte_level_compiler, byte_level, caplog):
+async def test_a_parser_that_reaches_its_limit_ends_in_an_empty_mask(
+    byte_level_compiler: GuideCompiler, byte_level: TestVocabulary, caplog: pytest.LogCaptureFixture
+) -> None:
     """Not in a refused token: the mask allowed it. 2,000 optional properties, without the check that refuses them."""
     wide = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(2000)}}
     guide = byte_level_compiler._grammars.compile(wide)

@@ -7,7 +7,9 @@ import random
 
 import pytest
 
-from briton.guidance.guide import GuideSpec
+from briton.guidance.compiler import GuideCompiler
+from briton.guidance.guide import Guide, GuideKind, GuideSpec
+from tests.guidance.vocabularies import TestVocabulary
 
 SPECS = {
     "json_schema": GuideSpec(
@@ -29,11 +31,11 @@ TEXT = '{"name":"x","age":1}'
 
 
 @pytest.fixture(params=SPECS)
-async def template(request, compiler):
+async def template(request: pytest.FixtureRequest, compiler: GuideCompiler) -> Guide:
     return await compiler.compile(SPECS[request.param])
 
 
-async def test_a_guide_consumes_its_text_and_ends(template, vocabulary):
+async def test_a_guide_consumes_its_text_and_ends(template: Guide, vocabulary: TestVocabulary) -> None:
     guide = template.copy()
     tokens = vocabulary.tokens_of(TEXT)
     for token in tokens:
@@ -49,7 +51,7 @@ async def test_a_guide_consumes_its_text_and_ends(template, vocabulary):
     assert guide.advance([stops[-1]])
 
 
-async def test_all_of_an_advance_or_nothing(template, vocabulary):
+async def test_all_of_an_advance_or_nothing(template: Guide, vocabulary: TestVocabulary) -> None:
     guide = template.copy()
     tokens = vocabulary.tokens_of(TEXT)
     assert guide.advance(tokens[:5])
@@ -62,7 +64,7 @@ async def test_all_of_an_advance_or_nothing(template, vocabulary):
     assert guide.advance(tokens[5:])
 
 
-async def test_ids_that_are_no_text_are_refused_and_harm_nothing(template, vocabulary):
+async def test_ids_that_are_no_text_are_refused_and_harm_nothing(template: Guide, vocabulary: TestVocabulary) -> None:
     """An id outside the vocabulary puts LLMatcher in error for good."""
     guide = template.copy()
     holes = [vocabulary.vocab_size - 1, vocabulary.vocab_size, 10**9, -1, vocabulary.stop_token_ids[0], 1]
@@ -73,7 +75,7 @@ async def test_ids_that_are_no_text_are_refused_and_harm_nothing(template, vocab
     assert guide.advance(vocabulary.tokens_of(TEXT))
 
 
-async def test_rollback_undoes_stop_ids_and_tokens(template, vocabulary):
+async def test_rollback_undoes_stop_ids_and_tokens(template: Guide, vocabulary: TestVocabulary) -> None:
     guide = template.copy()
     tokens = vocabulary.tokens_of(TEXT)
     masks = []
@@ -93,7 +95,7 @@ async def test_rollback_undoes_stop_ids_and_tokens(template, vocabulary):
         guide.rollback(-1)
 
 
-async def test_a_copy_goes_its_own_way(template, vocabulary):
+async def test_a_copy_goes_its_own_way(template: Guide, vocabulary: TestVocabulary) -> None:
     rng = random.Random(3)
     for _ in range(5):
         guide = template.copy()
@@ -116,7 +118,7 @@ async def test_a_copy_goes_its_own_way(template, vocabulary):
         assert vocabulary.allowed(guide) == mask
 
 
-async def test_rows_are_overwritten_whole(template, vocabulary):
+async def test_rows_are_overwritten_whole(template: Guide, vocabulary: TestVocabulary) -> None:
     """A row of another sequence, or of the last step, must not shine through."""
     ones, zeros = vocabulary.new_row(), vocabulary.new_row() * 0
     template.copy().fill_bitmask(ones)
@@ -124,7 +126,7 @@ async def test_rows_are_overwritten_whole(template, vocabulary):
     assert (ones == zeros).all()
 
 
-async def test_rows_of_a_batch_can_be_filled_in_place(template, vocabulary):
+async def test_rows_of_a_batch_can_be_filled_in_place(template: Guide, vocabulary: TestVocabulary) -> None:
     import numpy as np
 
     batch = np.zeros((3, len(vocabulary.new_row())), np.int32)
@@ -134,7 +136,7 @@ async def test_rows_of_a_batch_can_be_filled_in_place(template, vocabulary):
     assert not batch[2].any()
 
 
-async def test_forced_tokens_are_allowed_and_leave_the_state_alone(template, vocabulary):
+async def test_forced_tokens_are_allowed_and_leave_the_state_alone(template: Guide, vocabulary: TestVocabulary) -> None:
     guide = template.copy()
     for token in vocabulary.tokens_of(TEXT):
         before = vocabulary.allowed(guide)
@@ -148,7 +150,9 @@ async def test_forced_tokens_are_allowed_and_leave_the_state_alone(template, voc
 
 
 @pytest.mark.parametrize("kind", ["json_schema", "regex"])
-async def test_a_forced_key_comes_in_canonical_tokens(compiler, vocabulary, kind):
+async def test_a_forced_key_comes_in_canonical_tokens(
+    compiler: GuideCompiler, vocabulary: TestVocabulary, kind: GuideKind
+) -> None:
     schema = {
         "type": "object",
         "properties": {"category": {"type": "integer"}},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from briton.guidance.one_of import is_exclusive
@@ -32,5 +34,5 @@ DEFINITIONS = {"#/$defs/cat": CAT, "#/$defs/dog": DOG, "#/$defs/loop": {"$ref": 
         ([{"const": i} for i in range(65)], False),
     ],
 )
-def test_exclusive(branches, exclusive):
+def test_exclusive(branches: list[Any], exclusive: bool) -> None:
     assert is_exclusive(branches, DEFINITIONS.__getitem__) is exclusive

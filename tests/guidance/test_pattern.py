@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from briton.errors import InvalidRequest, Unsupported
@@ -36,7 +38,7 @@ LIMITS = GuideLimits(max_regex_bytes=50, max_choices=3, max_choices_bytes=20)
         (r"a\z", None),
     ],
 )
-def test_anchors_are_dropped_at_the_ends_and_refused_elsewhere(text, pattern):
+def test_anchors_are_dropped_at_the_ends_and_refused_elsewhere(text: str, pattern: str) -> None:
     if pattern is None:
         with pytest.raises(Unsupported, match=r"guided_regex: '.{1,2}' at offset \d+ is not supported") as caught:
             regex_pattern(text, LIMITS)
@@ -53,7 +55,7 @@ def test_anchors_are_dropped_at_the_ends_and_refused_elsewhere(text, pattern):
         ("a\ud800", "guided_regex holds half a surrogate pair at offset 1"),
     ],
 )
-def test_a_regex_is_bounded(text, message):
+def test_a_regex_is_bounded(text: str, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         regex_pattern(text, LIMITS)
     assert caught.value.message == message
@@ -70,11 +72,11 @@ def test_a_regex_is_bounded(text, message):
         (("a", "\udfff"), "guided_choice[1]", "guided_choice[1] holds half a surrogate pair at offset 0"),
     ],
 )
-def test_choices_are_bounded(choices, field, message):
+def test_choices_are_bounded(choices: Any, field: str, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         choice_pattern(choices, LIMITS)
     assert (caught.value.field, caught.value.message) == (field, message)
 
 
-def test_choices_are_literal_and_distinct():
+def test_choices_are_literal_and_distinct() -> None:
     assert choice_pattern(("a.b", "é", "a.b"), LIMITS) == r"a\x{2E}b|\x{E9}"

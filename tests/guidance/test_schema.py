@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from briton.errors import InvalidRequest, Unsupported
+from briton.guidance.compiler import GuideCompiler
 from briton.guidance.guide import GuideSpec
 from briton.guidance.limits import GuideLimits
 from briton.guidance.schema import read_schema
@@ -14,22 +16,24 @@ from briton.guidance.schema import read_schema
 FIELD = "response_format.json_schema.schema"
 
 
-def an_object(**properties):
+def an_object(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 @pytest.fixture
-def compiler(byte_level_compiler):
+def compiler(byte_level_compiler: GuideCompiler) -> GuideCompiler:
     return byte_level_compiler
 
 
-async def refusal(compiler, schema):
+async def refusal(compiler: GuideCompiler, schema: Any) -> InvalidRequest | Unsupported:
     text = schema if isinstance(schema, str) else json.dumps(schema)
     with pytest.raises((InvalidRequest, Unsupported)) as caught:
         await compiler.compile(GuideSpec("json_schema", text))
-    assert caught.value.field == FIELD
-    assert caught.value.message.startswith(FIELD)
-    return caught.value
+    error = caught.value
+    assert isinstance(error, (InvalidRequest, Unsupported))
+    assert error.field == FIELD
+    assert error.message.startswith(FIELD)
+    return error
 
 
 @pytest.mark.parametrize(
@@ -67,7 +71,9 @@ async def refusal(compiler, schema):
         ({"type": "object", "patternProperties": {"^a": {}, "^ab": {"type": "null"}}}, "patternProperties", "the root"),
     ],
 )
-async def test_what_cannot_be_enforced_is_refused_by_name(compiler, schema, keyword, pointer):
+async def test_what_cannot_be_enforced_is_refused_by_name(
+    compiler: GuideCompiler, schema: Any, keyword: str, pointer: str
+) -> None:
     error = await refusal(compiler, schema)
     assert isinstance(error, Unsupported)
     assert error.message.startswith(f"{FIELD}: keyword '{keyword}' at {pointer} is not supported")
@@ -106,24 +112,24 @@ async def test_what_cannot_be_enforced_is_refused_by_name(compiler, schema, keyw
         (an_object(a=False), "no JSON value can satisfy it"),
     ],
 )
-async def test_a_malformed_schema_is_the_callers_error(compiler, schema, message):
+async def test_a_malformed_schema_is_the_callers_error(compiler: GuideCompiler, schema: Any, message: str) -> None:
     error = await refusal(compiler, schema)
     assert isinstance(error, InvalidRequest)
     assert message in error.message
 
 
-async def test_a_schema_that_refers_to_itself_alone_is_refused(compiler):
+async def test_a_schema_that_refers_to_itself_alone_is_refused(compiler: GuideCompiler) -> None:
     assert "'$ref' at the root" in (await refusal(compiler, {"$ref": "#"})).message
 
 
 @pytest.mark.parametrize("size", [262_145, 300_000])
-async def test_a_schema_is_bounded_in_bytes(compiler, size):
+async def test_a_schema_is_bounded_in_bytes(compiler: GuideCompiler, size: int) -> None:
     schema = json.dumps({"description": "é" * (size // 2)}, ensure_ascii=False)
     error = await refusal(compiler, schema)
     assert error.message == f"{FIELD} has {len(schema.encode())} bytes; the limit is 262144"
 
 
-async def test_messages_stay_short(compiler):
+async def test_messages_stay_short(compiler: GuideCompiler) -> None:
     """An error crosses the wire in headers, which are bounded."""
     name = "n" * 100_000
     for schema in (
@@ -136,16 +142,16 @@ async def test_messages_stay_short(compiler):
     assert len((await refusal(compiler, f'{{"{name}": 1, "{name}": 2}}')).message) < 700
 
 
-def nested(levels):
-    schema = {"type": "null"}
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "null"}
     for _ in range(levels - 1):
         schema = an_object(inner=schema)
     return schema
 
 
-async def test_a_schema_is_bounded_in_depth(compiler):
+async def test_a_schema_is_bounded_in_depth(compiler: GuideCompiler) -> None:
     await compiler.compile(GuideSpec("json_schema", json.dumps(nested(32))))
-    deep = [1]
+    deep: list[Any] = [1]
     for _ in range(40):
         deep = [deep]
     for schema in (nested(33), {"const": deep}, {"enum": [deep]}):
@@ -154,12 +160,12 @@ async def test_a_schema_is_bounded_in_depth(compiler):
         assert error.message == f"{FIELD} is nested deeper than the limit of 32 levels"
 
 
-async def test_absurd_nesting_is_refused_by_the_depth_limit(compiler):
+async def test_absurd_nesting_is_refused_by_the_depth_limit(compiler: GuideCompiler) -> None:
     for text in ('{"const":' + "[" * 100_000 + "]" * 100_000 + "}", '{"items":' * 20_000 + "{}" + "}" * 20_000):
         assert "is nested deeper than the limit of 32 levels" in (await refusal(compiler, text)).message
 
 
-def test_annotations_are_dropped_and_names_that_look_like_them_kept():
+def test_annotations_are_dropped_and_names_that_look_like_them_kept() -> None:
     schema = {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "T",
@@ -178,7 +184,7 @@ def test_annotations_are_dropped_and_names_that_look_like_them_kept():
     }
 
 
-async def test_what_pydantic_writes_is_supported(compiler):
+async def test_what_pydantic_writes_is_supported(compiler: GuideCompiler) -> None:
     from enum import Enum
     from typing import Literal, Optional, Union
 

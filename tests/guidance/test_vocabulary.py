@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from briton.guidance.vocabulary import Vocabulary
+from tests.guidance.vocabularies import TestVocabulary
 
 
-def new_vocabulary(source, **overrides) -> Vocabulary:
+def new_vocabulary(source: TestVocabulary, **overrides: Any) -> Vocabulary:
     arguments = {"vocab_size": source.vocab_size, "stop_token_ids": source.stop_token_ids, "encode": source.encode}
     return Vocabulary(source.token_bytes, **{**arguments, **overrides})
 
@@ -15,20 +18,22 @@ def new_vocabulary(source, **overrides) -> Vocabulary:
 @pytest.mark.parametrize(
     "text", ["category", " category", '"name": "Ada"', "  two", "\n", "naïve 猫", "<|im_end|>", "<0x41>", ""]
 )
-def test_the_tokens_of_a_text_spell_it(vocabulary, text):
+def test_the_tokens_of_a_text_spell_it(vocabulary: TestVocabulary, text: str) -> None:
     known = new_vocabulary(vocabulary)
     assert known.spell(known.tokenize(text)) == text.encode()
 
 
-def test_a_dummy_prefix_is_no_part_of_the_tokens(sentencepiece):
+def test_a_dummy_prefix_is_no_part_of_the_tokens(sentencepiece: TestVocabulary) -> None:
     known = new_vocabulary(sentencepiece)
     assert sentencepiece.encode("category") == known.tokenize(" category")
     assert known.spell(known.tokenize("category")) == b"category"
     assert len(known.tokenize("category")) < len("category")
 
 
-def test_a_tokenizer_that_fails_gives_longest_matches(byte_level, caplog):
-    def fail(text):
+def test_a_tokenizer_that_fails_gives_longest_matches(
+    byte_level: TestVocabulary, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(text: str) -> list[int]:
         raise RuntimeError("no")
 
     known = new_vocabulary(byte_level, encode=fail)
@@ -37,13 +42,13 @@ def test_a_tokenizer_that_fails_gives_longest_matches(byte_level, caplog):
     assert "the tokenizer failed on 'category'" in caplog.text
 
 
-def test_what_cannot_be_spelled_has_no_tokens():
+def test_what_cannot_be_spelled_has_no_tokens() -> None:
     known = Vocabulary([b"a", b"b", None], vocab_size=3, stop_token_ids=(2,), encode=lambda text: [7])
     assert known.tokenize("ab") == [0, 1]
     assert known.tokenize("abc") == []
 
 
-def test_stop_ids_empty_tokens_and_ids_past_the_tokenizer_are_no_text():
+def test_stop_ids_empty_tokens_and_ids_past_the_tokenizer_are_no_text() -> None:
     known = Vocabulary([b"a", b"\n", b"", None], vocab_size=6, stop_token_ids=(1, 1), encode=lambda text: [])
     assert known.token_bytes == (b"a", None, None, None, None, None)
     assert known.stop_token_ids == (1,)
@@ -56,7 +61,7 @@ def test_stop_ids_empty_tokens_and_ids_past_the_tokenizer_are_no_text():
         ({"vocab_size": 1}, "has 2 entries"),
     ],
 )
-def test_ids_outside_the_vocabulary_are_a_mistake(overrides, message):
+def test_ids_outside_the_vocabulary_are_a_mistake(overrides: Any, message: str) -> None:
     arguments = {"vocab_size": 3, "stop_token_ids": (0,), "encode": lambda text: []}
     with pytest.raises(ValueError, match=message):
         Vocabulary([b"a", b"b"], **{**arguments, **overrides})

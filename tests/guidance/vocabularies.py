@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from briton.guidance.guide import Guide
 
 CORPUS = [
     '{"name": "Ada Lovelace", "age": 36, "tags": ["red", "green"], "score": 3.14, "active": true, "next": null}',
@@ -43,13 +46,13 @@ class TestVocabulary:
     def new_row(self) -> np.ndarray:
         return np.full((self.vocab_size + 31) // 32, -1, np.int32)
 
-    def allowed(self, guide) -> list[int]:
+    def allowed(self, guide: Guide) -> list[int]:
         """The ids in a guide's next mask; bits past the vocabulary must not be set."""
         row = self.new_row()
         guide.fill_bitmask(row)
         ids = np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little"))
         assert not ids.size or ids[-1] < self.vocab_size
-        return ids.tolist()
+        return [int(token_id) for token_id in ids]
 
 
 def byte_level(vocab_size: int = 700) -> TestVocabulary:
@@ -78,7 +81,7 @@ def sentencepiece(vocab_size: int = 500) -> TestVocabulary:
     learner.normalizer = normalizers.Replace(" ", "▁")
     learner.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False))
     learned = learner.get_vocab()
-    merges = [tuple(m) for m in _merges(learner)]
+    merges = _merges(learner)
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
     tokens += sorted((t for t in learned if t not in tokens), key=learned.__getitem__)
     vocab = dict(zip(tokens, count(), strict=False))
@@ -91,12 +94,9 @@ def sentencepiece(vocab_size: int = 500) -> TestVocabulary:
 
 
 def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    import json
-
-    return [
-        tuple(m) if isinstance(m, list) else tuple(m.split(" "))
-        for m in json.loads(tokenizer.to_str())["model"]["merges"]
-    ]
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    pairs = (merge if isinstance(merge, list) else merge.split(" ") for merge in merges)
+    return [(left, right) for left, right in pairs]
 
 
 def _byte_of_letter() -> dict[str, int]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 
+from briton.guidance.guide import Guide
 from tests.guidance.vocabularies import TestVocabulary
 
 
-def random_walk(guide, vocabulary: TestVocabulary, rng: random.Random, *, max_tokens: int = 400) -> str | None:
+def random_walk(guide: Guide, vocabulary: TestVocabulary, rng: random.Random, *, max_tokens: int = 400) -> str | None:
     """Follow the masks to the end and give the text; None when max_tokens are not enough.
 
     After a third of them, tokens that close strings, objects, arrays and words are preferred, so that most walks end.
@@ -24,7 +25,7 @@ def random_walk(guide, vocabulary: TestVocabulary, rng: random.Random, *, max_to
             return vocabulary.spell(token_ids).decode()
         choices = [t for t in allowed if t not in stops]
         if step > max_tokens // 3:
-            closing = [t for t in choices if vocabulary.token_bytes[t][:1] in b'"}]@.']
+            closing = [t for t in choices if (vocabulary.token_bytes[t] or b"")[:1] in b'"}]@.']
             choices = closing or choices
         token_ids.append(rng.choice(choices))
         assert guide.advance(token_ids[-1:]), (

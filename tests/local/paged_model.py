@@ -5,6 +5,7 @@ output."""
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +80,7 @@ def greedy(prompt: tuple[int, ...], max_tokens: int, stop: int | None = EOS) -> 
 
 def model_info(num_blocks: int = 64, block_size: int = 4, **limits: int) -> ModelInfo:
     """Limits that make every queue and cache overflow soon."""
-    values = {"max_seq_len": 64, "max_batch_size": 8, "max_num_tokens": 16, "max_queue_size": 100} | limits
+    usual: dict[str, Any] = {"max_seq_len": 64, "max_batch_size": 8, "max_num_tokens": 16, "max_queue_size": 100}
     return ModelInfo(
         model_name="paged",
         executor="local",
@@ -88,5 +89,5 @@ def model_info(num_blocks: int = 64, block_size: int = 4, **limits: int) -> Mode
         kv_cache_tokens=num_blocks * block_size,
         kv_block_size=block_size,
         stop_token_ids=(EOS,),
-        **values,
+        **(usual | limits),
     )

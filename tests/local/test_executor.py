@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from briton.engine.types import FinishReason, GenerationRequest, RankStats, Samp
 from briton.errors import EngineDead, InvalidRequest, QueueFull
 from briton.local.executor import LocalExecutor
 from briton.local.plan import StepInputs
+from briton.local.sequence import SequenceState
 from briton.local.settings import SchedulerPolicy
 from tests.local.paged_model import PagedModel, greedy, model_info
 from tests.scripted_guide import ScriptedGuide
@@ -234,7 +236,7 @@ def test_who_ended_before_a_step_broke_keeps_its_final_chunk(monkeypatch: pytest
     executor, model = start(gate=True)
     append = executor._loop.output.append
 
-    def breaks_at_the_second(sequence, sampled):
+    def breaks_at_the_second(sequence: SequenceState, sampled: Any) -> Any:
         if sequence.request.request_id == 1:
             raise RuntimeError("the books are wet")
         return append(sequence, sampled)

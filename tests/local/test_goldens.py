@@ -144,8 +144,8 @@ class Calls:
             if len(self.golden.prompts[sequence]) <= following < len(self.tokens(sequence)):
                 assert int(row.argmax()) == self.tokens(sequence)[following], f"sequence {sequence} at {following}"
         rows = [row for row in self.golden.rows if (row.sequence, row.position) in logits]
-        for row in rows:
-            _assert_close(logits[row.sequence, row.position][row.token_ids], row.logits)
+        for expected in rows:
+            _assert_close(logits[expected.sequence, expected.position][expected.token_ids], expected.logits)
         return len(rows)
 
 

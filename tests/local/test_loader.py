@@ -12,10 +12,11 @@ from briton.config.environment import load_environment
 from briton.config.lookahead import LookaheadConfig
 from briton.engine.types import SamplingParams
 from briton.errors import BuildError, ConfigError
-from briton.local.loader import GENERATION_CONFIG, default_sampling, follow_local_executor, load_local_executor
+from briton.local.loader import follow_local_executor, load_local_executor
 from briton.local.lookahead.costs import CostCurve
 from briton.local.model_runner import ModelRunner
 from briton.local.settings import KVCacheDtype, LocalSettings
+from briton.model.generation_config import GENERATION_CONFIG, default_sampling
 from briton.ranks.communicator import Communicator
 from briton_engine_builder import build_engine
 from tests.conftest import TinyLlama

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -76,7 +76,7 @@ def outcome(result: Result) -> list[tuple[Any, ...]]:
     ]
 
 
-def check_same(runner: RequestRunner, requests: list[Mapping[str, Any]]) -> int:
+def check_same(runner: RequestRunner, requests: Sequence[Mapping[str, Any]]) -> int:
     """Run all at once without drafts, then all with, predicting every other output; the number of accepted tokens."""
     plain = [runner.submit(**request, lookahead=OFF) for request in requests]
     runner.finish(*plain)
@@ -174,7 +174,7 @@ def _pattern(text: str) -> Guide:
     return AutomatonGuide(Automaton(REGEXES.compile(text), VOCABULARY))
 
 
-_ITEM = {
+_ITEM: dict[str, Any] = {
     "type": "object",
     "properties": {
         "name": {"type": "string", "pattern": "[a-o]{1,6}"},

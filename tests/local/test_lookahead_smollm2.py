@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -112,7 +113,7 @@ def test_greedy_output_is_identical(f32: SmolLM2, lookahead: LookaheadConfig, dy
     assert stats.num_accepted_tokens > num_prompts, "hardly a draft came true: little was tested"
 
 
-PERSON = {
+PERSON: dict[str, Any] = {
     "type": "object",
     "properties": {
         "name": {"type": "string", "maxLength": 40},
@@ -160,7 +161,7 @@ def test_guided_output_is_identical_and_takes_fewer_steps(
 ) -> None:
     runner = f32.start(lookahead, dynamic)
     asked = "<|im_start|>user\n{}\nWho is this?<|im_end|>\n<|im_start|>assistant\n"
-    requests = [
+    requests: list[dict[str, Any]] = [
         {"prompt": f32.tokenizer.encode(asked.format(text)), "guide": guide, "max_tokens": 80} | sampling
         for guide in guides(f32).values()
         for text in TEXTS
@@ -225,4 +226,4 @@ def _next_logits(runner: ModelRunner, token_ids: list[int]) -> np.ndarray:
         if num_new:
             logits = runner.forward(step_inputs([ScheduledSequence(sequence, num_new)]))
             sequence.num_computed_tokens += num_new
-    return logits[0].copy()
+    return np.array(logits[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from briton.local import memory
 from briton.local.memory import available_memory_bytes, num_graph_copies, num_kv_blocks
 from briton.local.settings import LocalSettings
 
-LIMITS = {"max_batch_size": 4, "max_num_tokens": 512, "max_queue_size": 8}
+LIMITS: dict[str, Any] = {"max_batch_size": 4, "max_num_tokens": 512, "max_queue_size": 8}
 
 
 @pytest.fixture(autouse=True)

@@ -92,7 +92,7 @@ class Steps:
 
     def step(self, *plan: ScheduledSequence) -> list[Logits]:
         """Logits of each entry of the plan; its own tokens are computed then."""
-        logits = self.runner.forward(step_inputs(list(plan))).copy()
+        logits: Logits = np.array(self.runner.forward(step_inputs(list(plan))))
         ends = np.cumsum([entry.num_rows if entry.samples else 0 for entry in plan])
         assert len(logits) == ends[-1]
         for entry in plan:
@@ -102,7 +102,8 @@ class Steps:
     def after(self, token_ids: Sequence[int]) -> Logits:
         """Logits [vocab] of these tokens alone."""
         self.alone.token_ids, self.alone.num_computed_tokens = list(token_ids), 0
-        return self.step(ScheduledSequence(self.alone, len(token_ids)))[0][0]
+        alone: Logits = self.step(ScheduledSequence(self.alone, len(token_ids)))[0][0]
+        return alone
 
     def check(self, sequence: SequenceState, draft: Draft | None, logits: Logits) -> None:
         """Compare each row with its path, computed alone: nearly all within TOLERANCE, none outside `tolerance`."""
@@ -136,7 +137,7 @@ def with_window(branches: Sequence[Sequence[int]], columns: int, levels: int) ->
 
 def text(length: int, seed: int = 0) -> list[int]:
     """Random tokens."""
-    return np.random.default_rng((length, seed)).integers(0, NUM_TOKENS, length).tolist()
+    return [int(token) for token in np.random.default_rng((length, seed)).integers(0, NUM_TOKENS, length)]
 
 
 BRANCHES = ((11, 12, 13), (11, 22), (31, 32))

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from briton.local import probe
 from briton.local.plan import StepInputs
 from briton.local.probe import SIZES, StepTimer, first_tokens, measure_costs, one_sequence
 
@@ -26,7 +25,7 @@ class FakeModel:
     end: int = 0  # of the longest sequence
 
     def __post_init__(self) -> None:
-        self.monkeypatch.setattr(probe.time, "perf_counter", lambda: self.now)
+        self.monkeypatch.setattr("briton.local.probe.time.perf_counter", lambda: self.now)
 
     def forward(self, inputs: StepInputs) -> NDArray[np.float32]:
         num_tokens, context = len(inputs.token_ids), int(inputs.past_lens[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -24,10 +25,10 @@ FRACTIONAL_ZERO = RNG.uniform(-1, 16, (OUT, GROUPS)).astype(np.float16)
 
 
 def packed(nibbles: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return nibbles[:, ::2] | nibbles[:, 1::2] << 4
+    return np.asarray(nibbles[:, ::2] | nibbles[:, 1::2] << 4, np.uint8)
 
 
-def spread(per_group: NDArray) -> NDArray[np.float32]:
+def spread(per_group: NDArray[Any]) -> NDArray[np.float32]:
     return np.repeat(per_group.astype(np.float32), IN // per_group.shape[1], axis=1)
 
 

@@ -3,8 +3,8 @@
     fake_child.py NAME DIRECTORY [BEHAVIOUR...]
 
 Ready: DIRECTORY/NAME.ready exists. Behaviours: `crash` ends with code 3 and an error line; `crash-later` ends after it
-was ready; `deaf` ignores SIGTERM; `slow` takes 0.3 s to end; `grandchild` starts a process of its own; `unready` never
-is ready.
+was ready; `environ` prints its environment; `deaf` ignores SIGTERM; `slow` takes 0.3 s to end; `grandchild` starts a
+process of its own; `unready` never is ready.
 """
 
 import os
@@ -33,6 +33,9 @@ def on_signal(signum: int, frame: object) -> None:
 
 signal.signal(signal.SIGTERM, on_signal)
 signal.signal(signal.SIGINT, on_signal)
+if "environ" in behaviours:
+    for variable in os.environ.items():
+        print("{}={}".format(*variable), flush=True)
 if "crash" in behaviours:
     print(f"{name} speaks", flush=True)
     print("briton: error: the flux is low", file=sys.stderr, flush=True)

@@ -29,20 +29,17 @@ def fake_specs(
     *,
     hostfile: Path | None = None,
     debug: bool = False,
-) -> tuple[ChildSpec, ...]:
+) -> tuple[ChildSpec, ChildSpec]:
     program = str(Path(__file__).with_name("fake_child.py"))
-    return tuple(
-        ChildSpec(
-            name,
-            (sys.executable, program, name, str(directory), "--supervised", *behaviours.get(name, [])),
-            (directory / f"{name}.ready").exists,
-            ChildLines(writer, name, "text"),
-        )
-        for name in ("engine", "gateway")
-    )
+
+    def fake(name: str) -> ChildSpec:
+        command = (sys.executable, program, name, str(directory), "--supervised", *behaviours.get(name, []))
+        return ChildSpec(name, command, (directory / f"{name}.ready").exists, ChildLines(writer, name, "text"))
+
+    return fake("engine"), fake("gateway")
 
 
-def fake_build(config: Config, environment: Environment) -> Path:
+def fake_build(config: Config, environment: Environment, *, progress: bool = True) -> Path:
     if "fail" in behaviours.get("builder", []):
         raise BuildError("the checkpoint is cut short")
     if "slow" in behaviours.get("builder", []):

@@ -208,6 +208,7 @@ def test_a_hub_of_ranks_that_nobody_launched(monkeypatch: pytest.MonkeyPatch, ca
         lambda world, progress: SimpleNamespace(progress=progress, counters=RankCounters()),
     )
     taken = rank_context.join_ranks(0, 1, None, "local", 10.0)
+    assert taken.communicator is not None
     base = taken.communicator.counters.base_pss_bytes
     assert base > 1 << 20
     wait_until(lambda: [s.base_pss_bytes for s in taken.member.all_stats()] == [base])
@@ -223,7 +224,7 @@ def test_ranks_of_the_library_may_be_silent_as_long_as_they_may_start(monkeypatc
     world = SimpleNamespace(Get_size=lambda: 1, Barrier=lambda: None)
     monkeypatch.setattr(rank_context, "_world", lambda thread_level: world)
     granted: list[float] = []
-    member = SimpleNamespace(expect_silence=granted.append)
+    member: Any = SimpleNamespace(expect_silence=granted.append)
     assert rank_context.join_ranks(0, 1, member, "trtllm", 7200.0).communicator is None
     assert granted == [7200.0]
 

@@ -199,7 +199,7 @@ def test_a_drain_is_bounded(start: Start) -> None:
     engine.process.send_signal(signal.SIGTERM)
     with pytest.raises(grpc.RpcError, match="shutting down") as caught:
         count(answers)
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert engine.exit_code() == 0
 
 
@@ -323,7 +323,7 @@ def test_the_failure_of_another_rank_ends_open_requests(start: Start, job: Job, 
     with pytest.raises(grpc.RpcError, match=r"rank 1 on elsewhere: out of memory") as caught:
         count(answers)
     assert time.monotonic() - failed_at < 1
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert engine.exit_code() == 1
     assert time.monotonic() - failed_at < 4
     assert any("the engine ends: rank 1 on elsewhere: out of memory" in line for line in engine.lines)

@@ -93,7 +93,7 @@ def test_lines_of_several_threads_stay_whole() -> None:
     stream = io.StringIO()
     writer = LineWriter(stream)
     threads = [
-        threading.Thread(target=lambda letter=letter: [writer.write_line(letter * 500) for _ in range(200)])
+        threading.Thread(target=lambda lines: [*map(writer.write_line, lines)], args=([letter * 500] * 200,))
         for letter in "abcd"
     ]
     interval = sys.getswitchinterval()

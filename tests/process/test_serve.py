@@ -145,6 +145,31 @@ def test_an_engine_that_takes_too_long_to_start(serve: Serve, config: Path) -> N
     assert errors.splitlines()[-1] == f"briton: error: {told}"
 
 
+def test_children_get_no_secrets_of_the_builder(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: engine and gateway inherited every secret and token that only whoever fetches checkpoints needs."""
+    names = [
+        "TRUSS_SECRET_hf_access_token",
+        "HF_TOKEN",
+        "HUGGING_FACE_HUB_TOKEN",
+        "HF_ACCESS_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AZURE_STORAGE_CONNECTION_STRING",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "PIP_INDEX_URL",
+    ]
+    for name in names:
+        monkeypatch.setenv(name, f"hush-{name}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    process = serve("engine=environ", "gateway=environ")
+    wait_until_ready(process)
+    process.terminate()
+    _, errors = process.communicate(timeout=10)
+    for child in ("engine ", "gateway"):
+        assert f"{child} | OMP_NUM_THREADS=7\n" in errors
+    assert "hush" not in errors
+
+
 def test_a_failed_build_is_one_line(serve: Serve, tmp_path: Path) -> None:
     process = serve("builder=fail")
     out, errors = process.communicate(timeout=10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -168,11 +169,13 @@ def test_failures_far_apart_are_not_a_crash_loop(harness: Harness, caplog: pytes
     policy = RestartPolicy(10.0, first_delay_s=0.01, max_delay_s=0.01, max_failures=1, stable_s=0.0)
     harness.start(harness.spec("engine"), policy=policy)
     wait_until(lambda: harness.num_ready)
+
+    def restarted(killed: int) -> bool:
+        return harness.pid("engine") != killed and (harness.directory / "engine.ready").exists()
+
     for _ in range(3):
         killed = harness.kill("engine")
-        wait_until(
-            lambda killed=killed: harness.pid("engine") != killed and (harness.directory / "engine.ready").exists()
-        )
+        wait_until(functools.partial(restarted, killed))
         time.sleep(0.25)  # until the supervisor has seen it ready
     harness.stop()
     assert harness.wait() == 0

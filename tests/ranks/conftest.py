@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def start_hub() -> Iterator[StartHub]:
     """Starts a hub, and gives what it reports."""
     hubs: list[Hub] = []
 
-    def start(size: int, **options: float) -> tuple[Hub, Events]:
+    def start(size: int, **options: Any) -> tuple[Hub, Events]:
         events = Events()
         hubs.append(Hub(size, events.put, **options))
         hubs[-1].start()

@@ -363,15 +363,15 @@ async def test_bad_input_names_the_field_and_harms_nobody(served: RunningEngine)
         error = await refusal(served.stub, request)
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert field_of(error).startswith(field)
-        assert told in error.details()
+        assert told in (error.details() or "")
     assert token_ids(await beside) == alone
 
 
 async def test_too_long_a_prompt_has_openais_code(served: RunningEngine) -> None:
     error = await refusal(served.stub, ask([1] * 10**6))
     assert detail(error, error_details_pb2.ErrorInfo).reason == "context_length_exceeded"
-    assert "1000000 tokens" in error.details()
-    assert str(FAKE_INFO.max_seq_len) in error.details()
+    assert "1000000 tokens" in (error.details() or "")
+    assert str(FAKE_INFO.max_seq_len) in (error.details() or "")
 
 
 async def test_an_unsupported_schema_keyword_is_named(served: RunningEngine) -> None:
@@ -379,8 +379,8 @@ async def test_an_unsupported_schema_keyword_is_named(served: RunningEngine) -> 
     error = await refusal(served.stub, ask(guide=pb.Guide(json_schema=schema)))
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
     assert field_of(error) == "guide.json_schema"
-    assert "uniqueItems" in error.details()
-    assert "/properties/a" in error.details()
+    assert "uniqueItems" in (error.details() or "")
+    assert "/properties/a" in (error.details() or "")
 
 
 async def test_a_negative_max_tokens_cannot_be_spelled(served: RunningEngine) -> None:
@@ -395,7 +395,7 @@ async def test_a_negative_max_tokens_cannot_be_spelled(served: RunningEngine) ->
 async def test_unknown_model(served: RunningEngine) -> None:
     error = await refusal(served.stub, ask(model="gpt-5"))
     assert error.code() is grpc.StatusCode.NOT_FOUND
-    assert "gpt-5" in error.details()
+    assert "gpt-5" in (error.details() or "")
     assert len(token_ids(await responses(served.stub, ask(model="fake")))) == 8
 
 
@@ -408,7 +408,7 @@ async def test_adapters_are_asked_for_as_models(tokenizer: Tokenizer) -> None:
         error = await refusal(running.stub, ask(model="prose"))
     assert [request.lora for request in executor.submitted] == ["poems", None, None]
     assert error.code() is grpc.StatusCode.NOT_FOUND
-    assert "'fake', 'legal', 'poems' are" in error.details()
+    assert "'fake', 'legal', 'poems' are" in (error.details() or "")
 
 
 async def test_an_open_request_id_is_refused(served: RunningEngine) -> None:
@@ -436,7 +436,7 @@ async def test_a_long_message_does_not_break_the_transport(served: RunningEngine
     """A status travels in headers, and those have a limit."""
     error = await refusal(served.stub, ask(model="é" * 100_000))
     assert error.code() is grpc.StatusCode.NOT_FOUND
-    assert len(error.details().encode()) <= 1000
+    assert len((error.details() or "").encode()) <= 1000
 
 
 async def test_64_requests_on_a_pool_that_fits_4(tokenizer: Tokenizer) -> None:
@@ -505,7 +505,7 @@ async def test_the_servers_deadline() -> None:
     async with run_fake_engine(executor, request_timeout_s=0.1) as running:
         error = await refusal(running.stub, ask([1], sampling={"max_tokens": 2000}))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert "0.1 s" in error.details()
+        assert "0.1 s" in (error.details() or "")
         assert executor.open_requests() == []
 
 
@@ -595,7 +595,7 @@ async def test_while_starting_nothing_is_served() -> None:
         assert (await health.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
         error = await refusal(stub, ask([1]))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
-        assert "starting" in error.details()
+        assert "starting" in (error.details() or "")
         assert detail(error, error_details_pb2.RetryInfo) is not None
         with pytest.raises(grpc.aio.AioRpcError, match="starting"):
             await stub.GetModelInfo(pb.GetModelInfoRequest())
@@ -624,7 +624,7 @@ async def test_a_dead_executor() -> None:
         executor.fail("out of memory")
         error = await reading
         assert error.code() is grpc.StatusCode.UNAVAILABLE
-        assert "out of memory" in error.details()
+        assert "out of memory" in (error.details() or "")
         await until_health(running, NOT_SERVING)
         assert (await refusal(running.stub, ask([1]))).code() is grpc.StatusCode.UNAVAILABLE
 
@@ -639,7 +639,7 @@ async def test_an_engine_that_is_given_up() -> None:
         running.engine.give_up("rank 1 on right is gone")
         for error in (await reading, await refusal(running.stub, ask([1]))):
             assert error.code() is grpc.StatusCode.UNAVAILABLE
-            assert "rank 1 on right is gone" in error.details()
+            assert "rank 1 on right is gone" in (error.details() or "")
         await until_health(running, NOT_SERVING)
         executor.hang(False)
 

@@ -74,7 +74,7 @@ async def test_an_engine_that_does_not_speculate() -> None:
         smallest = pb.LookaheadConfig(window_size=1, ngram_size=1, verification_set_size=1)
         error = await refusal(running.stub, ask([1], lookahead=smallest))
         assert (error.code(), field_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "lookahead")
-        assert "does not speculate" in error.details()
+        assert "does not speculate" in (error.details() or "")
         info = await running.stub.GetModelInfo(pb.GetModelInfoRequest())
         assert (info.HasField("lookahead"), info.enable_b10_lookahead, info.max_draft_tokens) == (False, False, 0)
 
@@ -127,7 +127,7 @@ async def test_refusals(tokenizer: Tokenizer) -> None:
         for field, told, request in bad:
             error = await refusal(running.stub, request)
             assert (error.code(), field_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, field)
-            assert told in error.details()
+            assert told in (error.details() or "")
         await responses(running.stub, ask([1], prediction_token_ids=pb.TokenIds(ids=[5] * longest)))
     assert len(executor.submitted) == 1
 

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 from openai import AsyncOpenAI
 
 from briton_server.app import create_app
 from briton_server.gateway import Gateway
-from briton_server.http_protocol import GatewayProtocol
-from briton_server.main import QuietServer, listen
+from briton_server.http_server import listen, server_of
 from briton_server.settings import Settings
 
 MODEL = "org/fake-model"
@@ -56,11 +54,7 @@ async def run_gateway(settings: Settings, *, wait_ready: bool = True) -> AsyncIt
     """Serve until the block ends."""
     app = create_app(settings)
     listener = listen("127.0.0.1", 0)
-    server = QuietServer(
-        uvicorn.Config(
-            app, http=GatewayProtocol, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1
-        )
-    )
+    server = server_of(app)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:

@@ -20,7 +20,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-class ScriptedEngine(pb_grpc.EngineServicer, health_pb2_grpc.HealthServicer):
+class ScriptedEngine(pb_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
     """`generate` is called for each request; `health` and `tokenizer_hash` are what it says of itself."""
 
     def __init__(self, generate: Behaviour, *, tokenizer_hash: str = "") -> None:
@@ -30,7 +30,7 @@ class ScriptedEngine(pb_grpc.EngineServicer, health_pb2_grpc.HealthServicer):
         self.requests: list[pb.GenerateRequest] = []
         self.cancelled = asyncio.Event()  # some call was cancelled by the client
 
-    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         """What the test wants."""
         self.requests.append(request)
         try:

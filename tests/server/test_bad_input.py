@@ -13,7 +13,7 @@ from tests.fake_executor import FAKE_INFO, FakeExecutor
 from tests.server.conftest import Serve, says
 from tests.server.running import MODEL, RunningGateway
 
-HI = [{"role": "user", "content": "hi"}]
+HI: Any = [{"role": "user", "content": "hi"}]
 SCHEMA = "response_format.json_schema.schema"
 
 
@@ -181,7 +181,7 @@ async def test_bad_input_beside_a_request_that_stays_unharmed(serve: Serve) -> N
 
         async def beside() -> str:
             async with running.openai() as client:
-                stream = await client.chat.completions.create(model=MODEL, messages=HI, stream=True)  # type: ignore
+                stream = await client.chat.completions.create(model=MODEL, messages=HI, stream=True)
                 return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
         unharmed = asyncio.create_task(beside())

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from briton_server.guides import UNENFORCED
 from tests.fake_executor import FakeExecutor
 from tests.server.running import RunningGateway
 from tools.docs.openai_reference import IGNORED_IN_CHAT, IGNORED_IN_COMPLETIONS, REFUSED
@@ -23,7 +24,8 @@ REFUSALS = [
     ("/v1/chat/completions", "functions", [{"name": "f"}]),
     ("/v1/completions", "suffix", "end"),
     ("/v1/completions", "best_of", 2),
-    ("/v1/chat/completions", "guided_grammar", "root ::= x"),
+    ("/v1/chat/completions", "modalities", ["text", "audio"]),
+    *(("/v1/chat/completions", name, "root ::= x") for name in UNENFORCED),
 ]
 
 

@@ -7,25 +7,32 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI
 
 from briton.errors import (
+    ERROR_TABLE,
+    BritonError,
     DeadlineExceeded,
     EngineDead,
     InvalidRequest,
     QueueFull,
     Unavailable,
     Unsupported,
+    WireStatus,
+    wire_status_of,
 )
+from briton.rpc.statuses import status_of
 from briton.text.tokenizer import Tokenizer
 from briton.v1 import engine_pb2 as pb
-from briton_server.engine_errors import with_request_field
+from briton_server.engine_errors import EngineFault, error_from_rpc, with_request_field
 from tests.server.running import MODEL, RunningGateway, free_port, run_gateway, settings_of
 from tests.server.scripted_engine import (
     NOT_SERVING,
@@ -201,6 +208,35 @@ async def test_an_engine_with_another_tokenizer_is_not_used(
         assert (await running.post("/v1/chat/completions", BODY)).status_code == 503
         engine.tokenizer_hash = tokenizer.hash
         await running.ready()
+
+
+@pytest.mark.parametrize(("kind", "wire"), ERROR_TABLE, ids=lambda value: getattr(value, "__name__", ""))
+def test_the_table_is_walked_both_ways(kind: type[BritonError], wire: WireStatus) -> None:
+    """What the engine says of an error is that error again: its type, its message, and all that it carries."""
+    data = {"field": "sampling.top_p", "code": "context_length_exceeded", "retry_after_s": 3.25}
+    error = kind("what is wrong", **{field.name: data[field.name] for field in fields(kind) if field.name in data})
+    status = status_of(error)
+    assert status.code is grpc.StatusCode[wire.grpc_code]
+    told = grpc.aio.AioRpcError(
+        status.code, grpc.aio.Metadata(), grpc.aio.Metadata(*status.trailing_metadata), status.details
+    )
+    back = error_from_rpc(told)
+    assert type(back) is kind
+    assert (asdict(back), wire_status_of(back)) == (asdict(error), wire)
+
+
+def test_what_the_table_does_not_know() -> None:
+    known = {wire.grpc_code for _, wire in ERROR_TABLE}
+    assert len(known) == len(ERROR_TABLE), "a code stands for one error"
+    for code in grpc.StatusCode:
+        error = error_from_rpc(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "ipv4:1.2.3.4:5"))
+        if code is grpc.StatusCode.CANCELLED:
+            assert type(error) is Unavailable
+        else:
+            assert isinstance(error, EngineFault) is (code.name not in known)
+    for code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        error = error_from_rpc(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "ipv4:1.2.3.4:5"))
+        assert "1.2.3.4" not in str(error), "gRPC's own words are of sockets"
 
 
 async def test_a_field_is_named_as_the_request_spells_it() -> None:

@@ -12,6 +12,7 @@ from tools.docs import (
     command_reference,
     config_reference,
     grpc_reference,
+    make_reference,
     metrics_reference,
     openai_reference,
     rooms_diagram,
@@ -33,6 +34,7 @@ def generated() -> Iterator[tuple[Path, str]]:
         ("grpc", grpc_reference.sections(ROOT)),
         ("operations", metrics_reference.sections()),
         ("commands", command_reference.sections()),
+        ("development", make_reference.sections(ROOT)),
         ("benchmarks", benchmark_plot.sections(ROOT)),
     ):
         path = Path(f"docs/{page}.md")

@@ -9,6 +9,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from briton.config.environment import INDEX_CREDENTIALS, child_variables
 from briton.errors import BuildError
 from briton_engine_builder.progress import ProgressBar
 
@@ -23,7 +24,13 @@ def download_wheel(requirement: str, directory: Path, progress: ProgressBar) -> 
     command = [sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--dest", str(directory), *_options(), "--", requirement]
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=child_variables(INDEX_CREDENTIALS),
     ) as pip:
         assert pip.stdout is not None
         lines: list[str] = []

@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+from briton.config.environment import HUB_CREDENTIALS
 from briton.errors import BuildError
 from briton.process.child_process import ChildProcess
 from briton.ranks.mpiexec import Mpiexec
@@ -44,7 +45,8 @@ def run_child(command: tuple[str, ...], directory: Path, *, progress: bool) -> N
             logger.log(level, "tensorrt_llm | %s", line)
 
     try:
-        child = ChildProcess(command, on_line=pass_on, on_exit=lambda _: ended.set())
+        # The library may fetch a dataset to calibrate with.
+        child = ChildProcess(command, on_line=pass_on, on_exit=lambda _: ended.set(), credentials=HUB_CREDENTIALS)
     except OSError as error:  # no mpirun, no env
         raise BuildError(f"TensorRT-LLM's builder cannot be started: {error}") from error
     try:

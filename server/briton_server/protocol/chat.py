@@ -56,6 +56,12 @@ class ChatCompletionRequest(GenerationFields):
     tool_choice: str | dict[str, Any] | None = None
     functions: list[Any] | None = None
     prediction: Prediction | None = None
+    modalities: list[Text] | None = None
+    """Text, and nothing else."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the model's chat template, such as `enable_thinking`."""
+    sanitize_control_tokens: bool | None = None
+    """False: control tokens that messages spell, such as `<|im_end|>`, are control tokens. Default: they are text."""
 
 
 class TopLogprob(BaseModel):

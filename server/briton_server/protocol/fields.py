@@ -14,7 +14,7 @@ MAX_BAD_WORDS = 128  # each may become two token sequences, and an engine takes 
 
 
 class RequestModel(BaseModel):
-    """A part of a request: types are strict, NaN and infinities refused, unknown fields ignored, null is unset."""
+    """A part of a request: types are strict, NaN and infinities refused, unknown fields dropped, null is unset."""
 
     model_config = ConfigDict(
         strict=True, allow_inf_nan=False, extra="ignore", frozen=True, use_attribute_docstrings=True

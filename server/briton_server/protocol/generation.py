@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from briton.v1.limits import MAX_LOGIT_BIAS, MAX_N, MAX_STOP_TOKEN_IDS
+from briton_server.protocol.constraints import ConstraintFields
 from briton_server.protocol.fields import (
     MAX_UINT32,
     BadWords,
@@ -25,22 +26,6 @@ class StreamOptions(RequestModel):
     include_usage: bool | None = None
 
 
-class JsonSchemaFormat(RequestModel):
-    """A named JSON schema. It is enforced whatever `strict` says."""
-
-    name: Text | None = None
-    description: Text | None = None
-    json_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
-    strict: bool | None = None
-
-
-class ResponseFormat(RequestModel):
-    """What the answer's text must be."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchemaFormat | None = None
-
-
 class LookaheadDecodingConfig(RequestModel):
     """Sizes of lookahead decoding, none larger than the server's. 1, 1, 0 turns it off."""
 
@@ -49,8 +34,13 @@ class LookaheadDecodingConfig(RequestModel):
     verification_set_size: UInt32
 
 
-class GenerationFields(RequestModel):
-    """How to generate. The names are OpenAI's and, for what OpenAI lacks, vLLM's. Unset means the model's default."""
+class GenerationFields(ConstraintFields):
+    """How to generate. The names are OpenAI's and, for what OpenAI lacks, vLLM's. Unset means the model's default.
+
+    Fields that are not known have no effect, and `model_extra` has them.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     model: Text | None = None
     max_tokens: Annotated[int, Field(ge=1, le=MAX_UINT32)] | None = None
@@ -85,15 +75,6 @@ class GenerationFields(RequestModel):
     """Go on after the model's end token, up to max_tokens."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
-    guided_json: dict[str, Any] | Text | None = None
-    """A JSON schema, as an object or as text, that the answer follows."""
-    guided_regex: Text | None = None
-    """A regular expression, in Rust's syntax, that the whole answer matches."""
-    guided_choice: Annotated[list[Text], Field(min_length=1, fail_fast=True)] | None = None
-    """The answer is one of these."""
-    guided_grammar: Any = None
-    """Not supported: refused."""
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
     """Higher is admitted first. Default: 0."""
     user: Annotated[Text, Field(max_length=256)] | None = None  # the engine's limit

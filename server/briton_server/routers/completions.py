@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
-from uuid import uuid4
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from briton.errors import InvalidRequest, Unsupported
-from briton_server.answer import Choice, respond_streaming, respond_whole, stream_events
-from briton_server.body import read_request
+from briton_server.answer import AnswerKind, respond
 from briton_server.frames import CompletionFrames
-from briton_server.gateway import Gateway, gateway_of
-from briton_server.generation_request import new_generation
+from briton_server.gateway import Gateway
+from briton_server.generation_request import new_generation, receive
 from briton_server.logprobs import completion_logprobs
 from briton_server.middleware import request_id_of
 from briton_server.protocol.completions import Completion, CompletionRequest, Prompt
@@ -26,14 +23,17 @@ MAX_SEQUENCES = 128  # prompts times n
 router = APIRouter(tags=["completions"])
 
 
+def _text(text: str) -> dict[str, Any]:
+    return {"text": text}
+
+
+_COMPLETION = AnswerKind("cmpl", "text_completion", CompletionFrames, _text, completion_logprobs)
+
+
 @router.post("/v1/completions", response_model=Completion, summary="Continue a text")
 async def create_completion(request: Request) -> Response:
     """The continuation of one or several prompts, whole or as server-sent events."""
-    gateway = gateway_of(request)
-    gateway.readiness.require()
-    fields = await read_request(request, CompletionRequest, gateway.settings.max_body_bytes)
-    _check(fields)
-    model = gateway.check_model(fields.model)
+    gateway, fields, model = await receive(request, CompletionRequest, _check)
     generation = new_generation(
         gateway,
         fields,
@@ -46,37 +46,16 @@ async def create_completion(request: Request) -> Response:
         continues_prompt=True,
     )
     n = fields.n or 1
-    echoes = [_echo(gateway, prompt) if fields.echo else "" for prompt in fields.prompt for _ in range(n)]
-    completion_id, created = f"cmpl-{uuid4().hex}", int(time.time())
-    if fields.stream:
-        include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
-        frames = CompletionFrames(completion_id, created, model, generation.num_choices, include_usage=include_usage)
-        begins = generation.num_choices > 1 or fields.echo  # several choices begin in index order
-        opening = [frames.text(index, echo) for index, echo in enumerate(echoes)] if begins else []
-        render = completion_logprobs if fields.logprobs is not None else None
-        events = stream_events(generation, frames, opening, render_logprobs=render, include_usage=include_usage)
-        return respond_streaming(request, events)
-
-    def body(choices: list[Choice]) -> dict[str, Any]:
-        return {
-            "id": completion_id,
-            "object": "text_completion",
-            "created": created,
-            "model": model,
-            "choices": [
-                {
-                    "index": index,
-                    "text": echo + choice.text,
-                    "logprobs": None
-                    if fields.logprobs is None
-                    else completion_logprobs(choice.logprobs, generation.tokenizer),
-                    "finish_reason": choice.finish_reason,
-                }
-                for index, (echo, choice) in enumerate(zip(echoes, choices, strict=True))
-            ],
-        }
-
-    return await respond_whole(request, generation, body)
+    return await respond(
+        request,
+        fields,
+        generation,
+        _COMPLETION,
+        model=model,
+        with_logprobs=fields.logprobs is not None,
+        beginnings=[_echo(gateway, prompt) if fields.echo else "" for prompt in fields.prompt for _ in range(n)],
+        opens=generation.num_choices > 1 or bool(fields.echo),  # one choice needs no order
+    )
 
 
 def _check(fields: CompletionRequest) -> None:

@@ -24,7 +24,7 @@ class FailingSum(SingleRank):
 
     sums_left: int | None = None
 
-    def sum_over_ranks(self, part: NDArray[np.float32], total: NDArray[np.float32]) -> None:  # type: ignore[override]
+    def sum_over_ranks(self, part: NDArray[np.float32], total: NDArray[np.float32]) -> None:
         if self.sums_left is not None:
             self.sums_left -= 1
             if self.sums_left == 0:

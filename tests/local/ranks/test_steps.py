@@ -69,7 +69,7 @@ def forward_of(span: Span) -> Callable[[StepInputs], NDArray[np.float32]]:
 
     def forward(inputs: StepInputs) -> NDArray[np.float32]:
         rows = inputs.token_ids[inputs.sampled_rows].astype(np.float32)
-        return 100 * rows[:, None] + np.arange(span.begin, span.end, dtype=np.float32)
+        return np.asarray(100 * rows[:, None] + np.arange(span.begin, span.end, dtype=np.float32), np.float32)
 
     return forward
 

@@ -1,0 +1,119 @@
+"""Control tokens that a message spells: text, and no turn of the conversation.
+
+A chat template writes control tokens (<|im_end|>) as text, so the same letters in a user's message would end the turn
+and begin another. As in transformers 5 (`apply_chat_template(..., sanitize_control_tokens=True)`), messages are marked
+before they are rendered, and what is marked is encoded as text. Done here for every version: TensorRT-LLM brings
+transformers 4.57, which has no such thing, and a prompt must not depend on it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from briton.errors import InvalidRequest
+from briton.text.chat_template import ChatTemplate
+from briton.text.tokenizer import Tokenizer
+
+# Private-use characters around each control token that a message spells; transformers' choice.
+_START, _END = "\U000f0000", "\U000f0001"
+# As Python and JSON spell them, for a template that prints a whole object.
+_ANY_START, _ANY_END = (rf"(?:{mark}|\\U{ord(mark):08x}|\\udb80\\udc{ord(mark) & 0xFF:02x})" for mark in (_START, _END))
+_NOTHING = re.compile("(?!)")
+
+
+class ControlTokens:
+    """The control tokens of one model's chats: its special tokens, and others that its chat template names.
+
+    Immutable. White space is no control token, whatever a tokenizer calls it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+        source = "\0".join(template.templates.values())
+        added = {token.content: token.special for token in tokenizer.backend.get_added_tokens_decoder().values()}
+        names = {name for name, special in added.items() if name.strip() and (special or name in source)}
+        # <think> and </think> in an answer are the model's own words, which come back as its message.
+        sections = {name for name in names if not added[name] and _other_end(name) in added}
+        self._tokenizer = tokenizer
+        self._any = _one_of(names)
+        self._turns = _one_of(names - sections)
+        self._marked = re.compile(f"{_ANY_START}({self._any.pattern}){_ANY_END}|[{_START}{_END}]")
+        self._newline = tokenizer.encode("\n")
+        self._adds_prefix = self._after_newline("a") not in (None, tokenizer.encode("a"))
+
+    def mark(self, value: Any) -> Any:
+        """A string, or whatever holds strings, with each control token in them marked; keys too."""
+        return _mark(value, self._mark_any)
+
+    def mark_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A message with its control tokens marked; those that delimit a section of an answer may stand in one."""
+        marked: dict[str, Any] = _mark(
+            dict(message), self._mark_turns if message.get("role") == "assistant" else self._mark_any
+        )
+        return marked
+
+    def encode(self, text: str, *, field: str) -> list[int]:
+        """Token ids of what a template made of marked messages: its own control tokens, and text.
+
+        Raises InvalidRequest naming `field` for text that is not Unicode, and for a control token of one character,
+        which no tokenizer can read as text.
+        """
+        # Between marks stands what the template wrote; None where it took a mark from its other half.
+        head, *pieces = self._marked.split(text)
+        ids = self._tokenizer.encode(head, field=field)
+        for i, piece in enumerate(pieces):
+            if piece:
+                parts = [piece] if i % 2 else self._apart(piece, field)
+                ids += [token_id for part in parts for token_id in self._continued(part, field)]
+        return ids
+
+    def _mark_any(self, text: str) -> str:
+        return self._any.sub(f"{_START}\\g<0>{_END}", text)
+
+    def _mark_turns(self, text: str) -> str:
+        return self._turns.sub(f"{_START}\\g<0>{_END}", text)
+
+    def _apart(self, name: str, field: str) -> list[str]:
+        """A control token's name in parts of which none is, or holds, a control token's."""
+        parts: list[str] = []
+        while (found := self._any.search(name)) is not None:
+            if len(found[0]) == 1:
+                raise InvalidRequest(f"{field}: the control token {found[0]!r} cannot be read as text", field)
+            cut = found.start() + 1
+            parts.append(name[:cut])
+            name = name[cut:]
+        return [*parts, name]
+
+    def _continued(self, text: str, field: str) -> list[int]:
+        """Token ids of a text that goes on, without the space that sentencepiece puts before the start of one."""
+        ids = self._after_newline(text, field=field) if self._adds_prefix else None
+        return self._tokenizer.encode(text, field=field) if ids is None else ids
+
+    def _after_newline(self, text: str, *, field: str = "messages") -> list[int] | None:
+        """Encoded after a newline, which is taken off again; None where both became one token."""
+        ids = self._tokenizer.encode("\n" + text, field=field)
+        size = len(self._newline)
+        return ids[size:] if ids[:size] == self._newline else None
+
+
+def _mark(value: Any, mark: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        # Marks that a message brings along would make text of the template's own control tokens.
+        return mark(value.replace(_START, "").replace(_END, ""))
+    if isinstance(value, Mapping):
+        return {_mark(key, mark): _mark(item, mark) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mark(item, mark) for item in value]
+    return value
+
+
+def _one_of(names: set[str]) -> re.Pattern[str]:
+    """Any of these names, the longest where several begin at one place."""
+    longest_first = sorted(names, key=lambda name: (-len(name), name))
+    return re.compile("|".join(map(re.escape, longest_first))) if names else _NOTHING
+
+
+def _other_end(name: str) -> str:
+    """</x> for <x>, and <x> for </x>."""
+    return "<" + name[2:] if name.startswith("</") else "</" + name[1:]
