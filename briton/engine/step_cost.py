@@ -138,7 +138,9 @@ def _fit(kinds: list[_Kind]) -> NDArray[np.float64]:
         worst = int(solution.argmin())
         if solution[worst] >= 0:
             line[used] = solution
-            return line * _PRIOR_SCALE
+            break
         del used[worst]
-    line[0] = float(np.average(seconds, weights=[k.weight for k in kinds]))
-    return line
+    else:
+        line[0] = float(np.average(seconds, weights=[k.weight for k in kinds]))
+    scaled: NDArray[np.float64] = line * _PRIOR_SCALE
+    return scaled

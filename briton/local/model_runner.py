@@ -1,4 +1,4 @@
-"""The compiled model and its KV cache: arrays in, logits out. With `step_graphs` and `models`, all that knows OpenVINO."""
+"""The compiled model and its KV cache: arrays in, logits out. With `step_graphs` and `models` all that knows OpenVINO."""
 
 from __future__ import annotations
 

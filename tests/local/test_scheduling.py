@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from briton.engine.order import OrderRules
 from briton.engine.step_cost import StepCost, StepShape
 from briton.engine.types import FinishReason, GenerationRequest, SamplingParams, TokenChunk
+from briton.local import block_manager
 from briton.local.plan import StepInputs, StepPlan
 from briton.local.scheduler import Policies
 from briton.local.sequence import RequestState
@@ -312,11 +312,14 @@ def test_waiting_siblings_and_preempted_sequences_are_counted() -> None:
 
 def test_siblings_do_not_hash_the_prompt_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """64 siblings of a prompt of 32k tokens hashed it 63 times more: the step waited 140 ms."""
-    from briton.local import block_manager
-
     hashed: list[bytes] = []
-    digest: Callable[[bytes], bytes] = block_manager._digest
-    monkeypatch.setattr(block_manager, "_digest", lambda content: (hashed.append(content), digest(content))[1])
+    digest = block_manager._digest
+
+    def counting(content: bytes) -> bytes:
+        hashed.append(content)
+        return digest(content)
+
+    monkeypatch.setattr(block_manager, "_digest", counting)
     run = Run(end_at=1100, limits={"max_num_tokens": 2048, "max_batch_size": 16})
     run.add(1000, 10, n=16)
     run.run()
