@@ -13,7 +13,6 @@ import argparse
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,7 +25,7 @@ from statistics import median
 import numpy as np
 import yaml
 from chat_workload import ChatWorkload
-from serving import Serving
+from serving import Serving, free_ports
 from stream_client import Stream, chat
 
 from briton.config.environment import load_environment
@@ -45,7 +44,8 @@ class TrtllmServe:
     """The library's server as a process, on the engine of ours. A context."""
 
     def __init__(self, engine_dir: Path) -> None:
-        self.host, self.port = "127.0.0.1", _free_port()
+        self.host = "127.0.0.1"
+        (self.port,) = free_ports(1)
         options = [
             "--backend",
             "tensorrt",
@@ -172,12 +172,6 @@ def write_config(folder: Path, model: str) -> Path:
     path = folder / "trtllm.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ class Serving:
 
     def __init__(self, config_path: Path) -> None:
         self.host = "127.0.0.1"
-        self.port, grpc_port = _free_ports(2)
+        self.port, grpc_port = free_ports(2)
         self.engine = f"{self.host}:{grpc_port}"
         command = [sys.executable, "-m", "briton", "serve", "--config", str(config_path), "--host", self.host]
         self._process = subprocess.Popen(
@@ -57,7 +57,8 @@ class Serving:
             return False
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Different ports of the loopback that nobody listens on now."""
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))

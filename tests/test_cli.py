@@ -69,6 +69,7 @@ def test_every_option_is_explained(command: str, options: tuple[str, ...], capsy
         ["serve", "--config", "x", "--port", "65536"],
         ["serve", "--config", "x", "--port", "a"],
         ["serve", "--config", "x", "--hostfile", "/nowhere"],
+        ["config", "explain", "x", "--executor", "gpu"],
         ["engine", "--config", "x", "--hostfile", "/nowhere"],
     ],
 )
@@ -76,6 +77,12 @@ def test_a_wrong_command_line_is_exit_code_2(arguments: list[str], capsys: pytes
     with pytest.raises(SystemExit, match="2"):
         cli.main(arguments)
     assert "Error: " in capsys.readouterr().err
+
+
+def test_an_unknown_executor_is_named_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["build", "--dry-run", "--config", "x", "--executor", "gpu"])
+    assert "'gpu' is not one of trtllm, local" in capsys.readouterr().err
 
 
 def test_config_check_of_the_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ class LocalSection(_Strict):
     """The local executor."""
 
     threads: _Count | None = None
-    """Threads of the model. Unset: all cores. Ranks of one host divide them."""
+    """Threads of the model. Unset: all cores that affinity and CPU quota leave. Ranks of one host divide them."""
     precision: Literal["auto", "bf16", "f32"] = "auto"
     """`auto` is `bf16` where the CPU has it, else `f32`; `f32` asks for float32 everything."""
     kv_cache_dtype: Literal["bf16", "u8", "f32"] | None = None

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, SecretStr, model_validator
+from pydantic import Field, PrivateAttr, SecretStr, model_validator
+from pydantic.functional_validators import ModelWrapValidatorHandler  # pydantic itself has it from 2.11 on
 from typing_extensions import Self
 
 from briton.config.enums import CheckpointSource

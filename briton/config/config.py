@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -18,8 +18,10 @@ from briton.config.enums import (
     TrussTRTLLMModel,
     TrussTRTLLMQuantizationType,
 )
+from briton.config.environment import Environment
 from briton.config.runtime import TRTLLMRuntimeConfigurationV2, TrussTRTLLMRuntimeConfiguration
 from briton.config.trt_llm import TRTLLMConfigurationV1, TRTLLMConfigurationV2
+from briton.config.truss import Resources
 from briton.errors import ConfigError
 
 Family = Literal["Briton", "BISV2", "BEI", "BEI-Bert"]
@@ -36,7 +38,7 @@ class Config:
     briton: BritonSection
     path: Path
     model_name: str | None = None  # Truss's name of the deployment
-    accelerator: str | None = None  # "H100:2", as written
+    resources: Resources = field(default_factory=Resources)
     warnings: tuple[str, ...] = ()
 
     @property
@@ -80,6 +82,10 @@ class Config:
         adapters = self.trt_llm.build.lora_adapters or {}
         return {name: self._located(repository) for name, repository in adapters.items()}
 
+    def cache_dir(self, environment: Environment) -> Path:
+        """Where checkpoints and engines are kept."""
+        return self.briton.cache_dir or environment.cache_dir
+
     @property
     def max_seq_len(self) -> int | None:
         """Prompt and output of one sequence, in tokens; None: what the checkpoint allows."""
@@ -114,14 +120,20 @@ class Config:
         return None if hostfile is None else self.path.parent / hostfile
 
     @property
+    def accelerator(self) -> str | None:
+        """What `resources.accelerator` says, "H100:2"; None where it names no GPU."""
+        return self.resources.accelerator
+
+    @property
     def accelerator_name(self) -> str | None:
         """Which GPU `resources.accelerator` names; None when it names none."""
-        return self.accelerator.partition(":")[0] if self.accelerator else None
+        name = self.resources.accelerator_name
+        return None if name is None else name.value
 
     @property
     def accelerator_count(self) -> int:
         """How many of them; 0 when the config names none."""
-        return int(self.accelerator.partition(":")[2] or 1) if self.accelerator else 0
+        return self.resources.accelerator_count
 
     @property
     def quantization_type(self) -> TrussTRTLLMQuantizationType:

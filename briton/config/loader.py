@@ -40,7 +40,7 @@ def load_config(path: Path) -> Config:
         briton=briton,
         path=path,
         model_name=truss.model_name,
-        accelerator=truss.resources.accelerator,
+        resources=truss.resources,
         warnings=tuple(advice(truss)),
     )
 

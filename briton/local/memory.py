@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from briton.errors import ConfigError
+from briton.local.cgroups import CGROUPS, PROC, cgroups_of
 from briton.local.settings import BLOCK_SIZE, LocalSettings
 
 # Of the available memory, for copies of the weights that make a step a tenth faster: small models on big machines.
@@ -46,7 +47,7 @@ def num_graph_copies(weights_bytes: int) -> int:
     return int(available_memory_bytes() * GRAPH_COPIES_SHARE) // weights_bytes
 
 
-def available_memory_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+def available_memory_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
     """What the kernel says can be had without swapping, cut to what is left under the limits of this process's
     cgroups."""
     fields = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
@@ -55,33 +56,22 @@ def available_memory_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sy
 
 
 def _left_in_cgroups(proc: Path, cgroups: Path) -> Iterator[int]:
-    """Bytes left in each limited memory cgroup from this process's own up to the mount, version 1 or 2.
+    """Bytes left in each cgroup that limits memory.
 
     Cached file pages count as left, as they do in MemAvailable: a container that has just downloaded a model is full
     of them.
     """
-    try:
-        entries = [line.split(":", 2) for line in (proc / "self/cgroup").read_text().splitlines()]
-    except OSError:
-        return
-    for _, controllers, path in entries:
-        if not controllers:
-            mount, limit_file, used_file, prefix = cgroups, "memory.max", "memory.current", ""
-        elif "memory" in controllers.split(","):
-            mount, prefix = cgroups / "memory", "total_"
-            limit_file, used_file = "memory.limit_in_bytes", "memory.usage_in_bytes"
+    for version, directory in cgroups_of("memory", proc, cgroups):
+        if version == 2:
+            limit_file, used_file, prefix = "memory.max", "memory.current", ""
         else:
+            limit_file, used_file, prefix = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+        try:
+            limit = (directory / limit_file).read_text().strip()
+            used = int((directory / used_file).read_text())
+            stat = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
+        except OSError:
             continue
-        own = mount / path.lstrip("/")  # not there when only the container's part is mounted: its parents are
-        for directory in (own, *own.parents):
-            if not directory.is_relative_to(mount):
-                break
-            try:
-                limit = (directory / limit_file).read_text().strip()
-                used = int((directory / used_file).read_text())
-                stat = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
-            except OSError:
-                continue
-            if limit != "max":
-                cached = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active"))
-                yield max(0, int(limit) - used + cached)
+        if limit != "max":
+            cached = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active"))
+            yield max(0, int(limit) - used + cached)

@@ -1,9 +1,8 @@
-"""The compiled model and its KV cache: arrays in, logits out. With `step_graphs` and `models` all that knows OpenVINO."""
+"""The compiled model and its KV cache: arrays in, logits out. It, `step_graphs` and `models` alone know OpenVINO."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from briton.errors import BuildError, ConfigError
+from briton.local.cpus import available_cpus
 from briton.local.lookahead.costs import LONG_CONTEXT, CostCurve
 from briton.local.memory import num_graph_copies, num_kv_blocks
 from briton.local.models.decoder import build_decoder
@@ -63,7 +63,7 @@ class ModelRunner:
         if fixed_sizes is None:
             num_copies = collectives.smallest(num_graph_copies(collectives.sum_on_host(self.weights_bytes)))
             fixed_sizes = _affordable_sizes(num_copies, self.weights_bytes, drafts)
-        threads = settings.threads or len(os.sched_getaffinity(0))
+        threads = settings.threads or available_cpus()
         properties = {
             "INFERENCE_PRECISION_HINT": self.precision,
             "KV_CACHE_PRECISION": self.kv_cache_dtype,

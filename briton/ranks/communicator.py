@@ -1,5 +1,5 @@
-"""What ranks say to each other while they compute, over MPI: sums, steps, logits. With `rank_context`, which starts it,
-all that knows mpi4py.
+"""What ranks say to each other while they compute, over MPI: sums, steps, logits. Of MPI know this,
+`rank_context`, which starts it, and `briton.trtllm.library`.
 
 Every wait is a test and `sched_yield` in turns, never a blocking call: ranks that share cores would otherwise hold
 them while they wait for each other (three ranks on two cores, a sum of 2 KB: 6 ms in MPICH's blocking call, 24 us so).

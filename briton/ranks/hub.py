@@ -22,11 +22,13 @@ import psutil
 
 from briton.ranks.failure_rules import LOADING_SILENCE_S, RankState, find_failure, name
 from briton.ranks.messages import BEAT_S, HubAddress, Lines, encode
+from briton.ranks.process_id import ProcessId
 from briton.ranks.progress import Phase, Progress, Snapshot
 
 logger = logging.getLogger(__name__)
 
 MEETING_S = 60.0  # what all ranks have to appear
+_INTRODUCTION_S = 10.0  # what a connection has to say which rank it is, which a rank does at once
 _MAX_LAG_S = 1.0  # a hub that was itself stopped for so long starts its clocks anew
 
 
@@ -44,14 +46,17 @@ class LeaderExit:
     """Rank 0 has left, as it should or after a failure: nothing is left to wait for."""
 
 
+_NO_PROCESS = ProcessId("", 0, "")
+
+
 @dataclass(eq=False, slots=True)
 class _Connection:
     socket: socket.socket
     lines: Lines
     rank: int | None = None  # None until it has introduced itself
     host: str = ""
-    pid_space: str = ""
-    pid: int = 0
+    process: ProcessId = _NO_PROCESS
+    connected_at: float = 0.0
     heard_at: float = 0.0
     unsent: bytes = b""
     is_serving: bool = False
@@ -108,9 +113,9 @@ class Hub:
             self._outbox.append(encode("drain"))
         return True
 
-    def pids_in(self, pid_space: str) -> list[int]:
-        """Processes of ranks, of those in one space of process numbers (`pid_space.pid_space`)."""
-        return [c.pid for c in list(self._connections) if c.pid_space == pid_space and c.pid]
+    def processes(self) -> list[ProcessId]:
+        """Those of the ranks that are connected, on whatever host. From any thread."""
+        return [c.process for c in list(self._connections) if c.rank is not None]
 
     def _run(self) -> None:
         next_beat = seen = time.monotonic()
@@ -124,6 +129,7 @@ class Hub:
             if now - seen > _MAX_LAG_S:  # this process was stopped, or starved: what members said lies in the sockets
                 self._forgive(now)
             seen = now
+            self._drop_strangers(now)
             with self._lock:
                 messages, self._outbox = self._outbox, []
             if now >= next_beat:
@@ -140,7 +146,7 @@ class Hub:
         members = [c for c in self._connections if c.rank is not None]
         return encode(
             "beat",
-            peers=[[c.rank, c.pid_space, c.pid] for c in members],
+            processes=[[c.rank, *c.process] for c in members],
             stats=[c.stats for c in sorted(members, key=lambda c: c.rank or 0) if c.stats],
         )
 
@@ -148,7 +154,8 @@ class Hub:
         with contextlib.suppress(OSError):
             accepted, _ = self._listener.accept()
             accepted.setblocking(False)
-            connection = _Connection(accepted, Lines(accepted), heard_at=time.monotonic())
+            now = time.monotonic()
+            connection = _Connection(accepted, Lines(accepted), connected_at=now, heard_at=now)
             self._connections.append(connection)
             self._selector.register(accepted, selectors.EVENT_READ, connection)
 
@@ -177,9 +184,10 @@ class Hub:
             if kind != "hello" or not hmac.compare_digest(str(message["token"]), self.address.token):
                 raise ConnectionError("a stranger")
             connection.host = str(message["host"])
-            connection.pid_space, connection.pid = str(message["pid_space"]), int(message["pid"])
+            space, pid, started = message["process"]
+            connection.process = ProcessId(str(space), int(pid), str(started))
             connection.rank = int(message["rank"])
-            logger.info("%s has joined, pid %d", name(connection.rank, connection.host), connection.pid)
+            logger.info("%s has joined, pid %d", name(connection.rank, connection.host), connection.process.pid)
         elif kind == "beat":
             phase, *numbers = message["progress"]
             connection.progress = Snapshot(Phase(phase), *numbers)
@@ -229,6 +237,13 @@ class Hub:
                 connection.unsent += data
                 with contextlib.suppress(OSError):
                     connection.unsent = connection.unsent[connection.socket.send(connection.unsent) :]
+
+    def _drop_strangers(self, now: float) -> None:
+        """A port scanner, say, connects and says nothing, or for ever a little: it would keep its file open here."""
+        for connection in list(self._connections):
+            if connection.rank is None and now - connection.connected_at > _INTRODUCTION_S:
+                logger.debug("a connection that did not say in time which rank it is")
+                self._drop(connection)
 
     def _forgive(self, now: float) -> None:
         for connection in self._connections:

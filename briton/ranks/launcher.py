@@ -17,7 +17,6 @@ import psutil
 
 from briton.errors import EXIT_CONFIG_ERROR, BritonError, ConfigError
 from briton.ranks.hub import Hub, JobFailure, LeaderExit
-from briton.ranks.pid_space import pid_space
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +59,12 @@ class Launcher:
             env={**self._environ, JOB_VARIABLE: str(self._hub.address)},
             start_new_session=True,  # Ctrl-C is ours to pass on
         )
+        mpiexec = _running(process.pid)
         threading.Thread(target=lambda: self._events.put(_Exit(process.wait())), name="mpiexec", daemon=True).start()
         try:
             return self._await_end(process.pid)
         finally:
-            self._end(process)
+            self._end(process, mpiexec)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self._events.put(signum)
@@ -109,16 +109,28 @@ class Launcher:
                     return event
         return None
 
-    def _end(self, process: subprocess.Popen[bytes]) -> None:
-        """End everything that the job has started on this host. Other hosts' ranks end when the hub does."""
-        pids = set(self._hub.pids_in(pid_space()))
-        with contextlib.suppress(psutil.Error):
-            pids |= {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
-        for pid in [process.pid, *pids]:
+    def _end(self, process: subprocess.Popen[bytes], mpiexec: psutil.Process | None) -> None:
+        """End everything that the job has started on this host. Other hosts' ranks end when the hub does. mpiexec may
+        have ended long ago, and its number be another's: psutil knows it by its start, too, and so its children."""
+        started: list[psutil.Process] = []
+        if mpiexec is not None:
             with contextlib.suppress(psutil.Error):
-                psutil.Process(pid).kill()
+                started = [mpiexec, *mpiexec.children(recursive=True)]
+        for one in started:
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+        for rank in self._hub.processes():
+            rank.kill()
         process.wait()
         self._hub.close()
+
+
+def _running(pid: int) -> psutil.Process | None:
+    """A child of ours, that may have ended already."""
+    try:
+        return psutil.Process(pid)
+    except psutil.Error:
+        return None
 
 
 def _error(failure: JobFailure) -> BritonError:

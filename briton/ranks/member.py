@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import select
-import signal
 import socket
 import threading
 import time
@@ -23,7 +22,7 @@ from briton.errors import BritonError
 from briton.ranks.failure_rules import LOADING_SILENCE_S, SILENCE_S
 from briton.ranks.memory import proportional_set_size
 from briton.ranks.messages import BEAT_S, HubAddress, Lines, encode
-from briton.ranks.pid_space import pid_space
+from briton.ranks.process_id import ProcessId
 from briton.ranks.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -40,7 +39,6 @@ class Member:
         """Connect, and start the thread. Raises BritonError when no hub answers."""
         self.rank = rank
         self.host = socket.gethostname()  # for messages only
-        self._pid_space = pid_space()
         self.progress = Progress()  # written by the thread that runs the model
         self.on_abort: Callable[[str], None] = _leave
         self.on_drain: Callable[[], None] = self._depart if rank == 0 else _ignore
@@ -49,14 +47,14 @@ class Member:
         self._loading_silence_s = LOADING_SILENCE_S
         self._pss = 0  # bytes
         self._all_stats: list[dict[str, Any]] = []
-        self._peers: list[tuple[int, str, int]] = []
+        self._others: list[ProcessId] = []
         self._lock = threading.Lock()  # of the socket
         self._left = False
         self._measured_at = -_MEASURE_S
         self._socket = _connect(address)
         self._lines = Lines(self._socket)
-        place = {"host": self.host, "pid_space": self._pid_space, "pid": os.getpid()}
-        self._say(encode("hello", token=address.token, rank=rank, **place))
+        process = ProcessId.of(os.getpid())
+        self._say(encode("hello", token=address.token, rank=rank, host=self.host, process=process))
         self._thread = threading.Thread(target=self._run, name="job member", daemon=True)
         self._thread.start()
 
@@ -123,7 +121,7 @@ class Member:
         match message["kind"]:
             case "beat":
                 self._all_stats = message["stats"]
-                self._peers = [(rank, space, pid) for rank, space, pid in message["peers"]]
+                self._others = [ProcessId(*fields) for rank, *fields in message["processes"] if rank != self.rank]
             case "abort":
                 self._left = True  # what follows is the end of the connection
                 self.on_abort(str(message["message"]))
@@ -138,10 +136,8 @@ class Member:
 
     def _lost(self, reason: str) -> None:
         """Without a hub nobody ends a rank that is stopped: those of this host are ended here."""
-        for rank, space, pid in self._peers:
-            if space == self._pid_space and rank != self.rank:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
+        for process in self._others:
+            process.kill()
         self._socket.close()
         self.on_abort(reason)
 

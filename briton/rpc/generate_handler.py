@@ -16,12 +16,11 @@ from briton.guidance.schema import SCHEMA_FIELD
 from briton.rpc.responses import ResponseBuilder
 from briton.rpc.wire import guide_from_proto, lookahead_from_proto, sampling_from_proto
 from briton.text.sequence_text import SequenceText
-from briton.text.tokenizer import Tokenizer
+from briton.text.tokenizer import LONG_TEXT, Tokenizer
 from briton.v1 import engine_pb2 as pb
 from briton.v1.lengths import check_prediction_length, check_prompt_length
 
 CHARACTERS_PER_TOKEN = 4  # of text that is not tokenized yet
-LONG_TEXT = 2048  # characters; a longer prompt is tokenized in a thread, the event loop goes on meanwhile
 MAX_REQUEST_ID_LENGTH = 256
 MAX_CACHE_SALT_LENGTH = 256
 _SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))

@@ -13,6 +13,8 @@ from briton.errors import BuildError, InvalidRequest, Unsupported
 from briton.text.token_bytes import table_of
 
 TOKENIZER_FILE = "tokenizer.json"
+# Characters that take about a millisecond (SmolLM2's, measured). An event loop leaves more to a thread, and goes on.
+LONG_TEXT = 2048
 
 
 class Tokenizer:
@@ -30,6 +32,9 @@ class Tokenizer:
         self.backend = backend
         self.hash = hash  # sha256 of tokenizer.json, hex
         self.table = table_of(backend)  # None: of neither family
+        names = self.table.names.values() if self.table is not None else ()
+        # bytes; None: unknown
+        self.longest_token = max(map(len, (*self.table.bytes_of, *names))) if self.table is not None else None
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1  # highest id + 1
         self.special_token_ids = frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special)
 

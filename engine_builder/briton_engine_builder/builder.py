@@ -20,7 +20,8 @@ from briton.model.engine_dir import FORMAT_VERSION, EngineManifest, ModelConfig,
 from briton.model.generation_config import GENERATION_CONFIG
 from briton.model.sharding import shard_model
 from briton.process.executor_choice import check_servable, choose_executor, local_target
-from briton_engine_builder.cache import EngineCache, readable_name
+from briton_engine_builder.cache import EngineCache
+from briton_engine_builder.cache_files import readable_name
 from briton_engine_builder.checkpoint import Checkpoint
 from briton_engine_builder.convert import num_weights, write_weights
 from briton_engine_builder.gguf_checkpoint import GGUFCheckpoint
@@ -55,7 +56,7 @@ def find_cached_engine(config: Config, environment: Environment) -> Path | None:
     Raises as `build_engine` does.
     """
     check_servable(config)
-    cache_dir = _cache_dir(config, environment)
+    cache_dir = config.cache_dir(environment)
     with _file_errors(config):
         if choose_executor(config).name == "trtllm":
             return find_trtllm_engine(config, environment)
@@ -69,7 +70,7 @@ def find_cached_engine(config: Config, environment: Environment) -> Path | None:
 
 
 def _fetch_and_build(config: Config, environment: Environment, progress: bool) -> Path:
-    cache_dir, target = _cache_dir(config, environment), local_target(config)
+    cache_dir, target = config.cache_dir(environment), local_target(config)
     fetched, cache = Fetcher(config, environment, cache_dir).fetch(progress=progress), EngineCache(cache_dir)
     key = engine_key(config, target, fetched)
     with cache.lock(key):
@@ -153,10 +154,6 @@ def _check_limits(config: Config, model: ModelConfig) -> None:
             f"is {model.max_position_embeddings}",
             "max_seq_len",
         )
-
-
-def _cache_dir(config: Config, environment: Environment) -> Path:
-    return config.briton.cache_dir or environment.cache_dir
 
 
 @contextmanager

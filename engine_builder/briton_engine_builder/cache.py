@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from briton.errors import BuildError
 from briton.model.engine_dir import load_manifest
+from briton_engine_builder.cache_files import locked, locked_if_free
 
 logger = logging.getLogger(__name__)
 
 _BUILDING = ".building"
-
-
-def readable_name(name: str) -> str:
-    """A checkpoint's name as the first part of a directory's."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "model"
 
 
 class EngineCache:
@@ -45,20 +38,12 @@ class EngineCache:
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """Held by the one process that builds this key; others wait. Ends with the process, however that ends."""
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.directory / f".{key}.lock")
+        with ExitStack() as held:
             try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                logger.info("another process is building this engine: waiting for it")
-                lock.acquire()
-        except OSError as error:
-            raise BuildError(f"cannot write to the cache directory {self.directory}: {error.strerror}") from error
-        try:
+                held.enter_context(locked(self.directory / f".{key}.lock", "building this engine"))
+            except OSError as error:
+                raise BuildError(f"cannot write to the cache directory {self.directory}: {error.strerror}") from error
             yield
-        finally:
-            lock.release()
 
     @contextmanager
     def new_directory(self, key: str) -> Iterator[Path]:
@@ -85,6 +70,6 @@ class EngineCache:
     def _sweep(self) -> None:
         """Remove what killed builders left: directories whose lock nobody holds."""
         for building in self.directory.glob(f".*{_BUILDING}"):
-            lock = FileLock(self.directory / f"{building.name.removesuffix(_BUILDING)}.lock")
-            with suppress(Timeout), lock.acquire(timeout=0):
-                shutil.rmtree(building, ignore_errors=True)
+            with locked_if_free(self.directory / f"{building.name.removesuffix(_BUILDING)}.lock") as is_left:
+                if is_left:
+                    shutil.rmtree(building, ignore_errors=True)

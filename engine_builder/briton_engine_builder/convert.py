@@ -4,7 +4,6 @@ one file a rank."""
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -16,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from briton.errors import BuildError
+from briton.local.cpus import available_cpus
 from briton.model.engine_dir import rank_file
 from briton.model.sharding import Shard
 from briton_engine_builder.checkpoint import Checkpoint
@@ -76,7 +76,7 @@ def write_weights(
             values = norm.tensor.read()
             for file in files:
                 file.write_rows(norm.name, 0, values)
-        threads = min(_MAX_THREADS, os.cpu_count() or 1)
+        threads = min(_MAX_THREADS, available_cpus())
         with ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:
             slices = [
                 job

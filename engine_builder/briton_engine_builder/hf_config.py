@@ -65,6 +65,9 @@ def eos_token_ids(path: Path, *configs: dict[str, Any] | None) -> tuple[int, ...
 
 def _rope(path: Path, config: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
     """(theta, scaling): `rope_theta` beside `rope_scaling` until transformers 4, one `rope_parameters` since 5."""
+    old, new = config.get("rope_scaling"), config.get("rope_parameters")
+    if old and new and _scaling_of(old) != _scaling_of(new):  # releases of transformers differ in which one holds
+        raise BuildError(f"{path}: rope_scaling and rope_parameters say different things: keep the one that is meant")
     parameters: dict[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(parameters.get("rope_theta", config.get("rope_theta", 10000.0)))
     kind = parameters.get("rope_type", parameters.get("type", "default"))
@@ -78,6 +81,12 @@ def _rope(path: Path, config: dict[str, Any]) -> tuple[float, dict[str, Any] | N
         return theta, {"rope_type": kind, **{key: _number(parameters[key]) for key in _ROPE_KEYS[kind]}}
     except (KeyError, TypeError, ValueError) as error:
         raise BuildError(f"{path}: rope scaling {kind} lacks a number: {error}") from None
+
+
+def _scaling_of(parameters: dict[str, Any]) -> dict[str, Any]:
+    """In one spelling, and without theta, which only one of the two has."""
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    return {**{key: v for key, v in parameters.items() if key not in ("type", "rope_theta")}, "rope_type": kind}
 
 
 def _positions(path: Path, config: dict[str, Any]) -> int:

@@ -22,7 +22,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_safetensors_directory(directory: Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint directory: its index's shards, or its single file. Raises BuildError."""
+    """Every tensor of a checkpoint directory: each from the shard that the index names, or all of its single file.
+
+    Raises BuildError, also for an index that contradicts the shards.
+    """
     index = directory / INDEX
     if not index.is_file():
         files = [directory / SINGLE] if (directory / SINGLE).is_file() else sorted(directory.glob("*.safetensors"))
@@ -36,8 +39,18 @@ def read_safetensors_directory(directory: Path) -> dict[str, Tensor]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BuildError(f"{index} is not a safetensors index: {error!r}") from None
     tensors: dict[str, Tensor] = {}
+    found_in: dict[str, str] = {}
     for shard in shards:
         if not (directory / shard).is_file():
             raise BuildError(f"{directory / shard} is missing: {index.name} names it")
-        tensors.update(read_safetensors(directory / shard))
+        for name, tensor in read_safetensors(directory / shard).items():
+            named = weight_map.get(name)
+            if named is None and name in tensors:
+                raise BuildError(f"{directory}: {name} is in {found_in[name]} and {shard}, and {index.name} in neither")
+            if named in (None, shard):
+                tensors[name] = tensor
+            found_in[name] = shard
+    for name, shard in weight_map.items():
+        if name not in tensors and name in found_in:  # what is nowhere may not be needed: a tied lm_head
+            raise BuildError(f"{directory}: {index.name} names {shard} for {name}, which is in {found_in[name]}")
     return tensors

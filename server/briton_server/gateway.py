@@ -12,6 +12,7 @@ from starlette.requests import Request
 from briton.errors import ModelNotFound
 from briton_server.engine_client import EngineClient
 from briton_server.metrics import Metrics
+from briton_server.preparation import Preparation
 from briton_server.prompts import Prompts
 from briton_server.readiness import Readiness
 from briton_server.settings import Settings
@@ -28,6 +29,7 @@ class Gateway:
         self.settings = settings
         self.metrics = Metrics(settings.request_timeout_s)
         self.readiness = Readiness()
+        self.preparation = Preparation()
         self.unknown_fields = UnknownFields()
         self.created = int(time.time())
         self._given = prompts

@@ -10,27 +10,43 @@ from starlette.requests import Request
 
 from briton.v1 import engine_pb2
 from briton.v1.lengths import check_prediction_length, check_prompt_length
-from briton_server.body import read_request
+from briton_server.body import parse_request, read_body
 from briton_server.gateway import Gateway, gateway_of
 from briton_server.generation import Generation
 from briton_server.guides import GUIDE_FIELDS, guide_of
+from briton_server.middleware import request_id_of
 from briton_server.prompts import PREDICTION_FIELD
 from briton_server.protocol.generation import GenerationFields
 from briton_server.sampling import sampling_params
 
 FieldsT = TypeVar("FieldsT", bound=GenerationFields)
+T = TypeVar("T")
 
 
 async def receive(
-    request: Request, kind: type[FieldsT], check: Callable[[FieldsT], None]
-) -> tuple[Gateway, FieldsT, str]:
-    """The gateway, the request's fields, and the model they name. Raises Unavailable while the engine does not serve,
-    InvalidRequest and ModelNotFound; `check` refuses what is wrong with several fields together."""
+    request: Request,
+    kind: type[FieldsT],
+    check: Callable[[FieldsT], None],
+    prepare: Callable[[Gateway, FieldsT, str, str], T],
+) -> tuple[FieldsT, str, T]:
+    """The request's fields, the model they name, and what `prepare` makes of them (gateway, fields, model, request id):
+    in a thread when the body is long.
+
+    `check` refuses what is wrong with several fields together. Raises Unavailable while the engine does not serve,
+    InvalidRequest, Unsupported and ModelNotFound.
+    """
     gateway = gateway_of(request)
     gateway.readiness.require()
-    fields = await read_request(request, kind, gateway.settings.max_body_bytes)
-    check(fields)
-    return gateway, fields, gateway.check_model(fields.model)
+    content = await read_body(request, gateway.settings.max_body_bytes)
+    request_id = request_id_of(request.scope)
+
+    def work() -> tuple[FieldsT, str, T]:
+        fields = parse_request(content, kind)
+        check(fields)
+        model = gateway.check_model(fields.model)
+        return fields, model, prepare(gateway, fields, model, request_id)
+
+    return await gateway.preparation.run(len(content), work)
 
 
 def new_generation(

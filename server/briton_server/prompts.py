@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import anyio.to_thread
 
 from briton.errors import InvalidRequest
 from briton.text.chat_template import RENDERING_ARGUMENTS, ChatTemplate
@@ -16,7 +14,7 @@ from briton_server.protocol.chat import Message
 from briton_server.protocol.completions import Prompt
 
 PREDICTION_FIELD = "prediction.content"
-_LONG_TEXT = 16 * 1024  # characters: more than a millisecond of tokenizing, which other streams would feel
+MAX_PARTS = 2048  # of a message's content
 
 
 class Prompts(NamedTuple):
@@ -32,41 +30,52 @@ class Prompts(NamedTuple):
         tokenizer, template = Tokenizer.load(directory), ChatTemplate.load(directory)
         return cls(tokenizer, template, ControlTokens(tokenizer, template))
 
-    async def of_chat(
-        self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None, *, sanitize: bool = True
+    def of_chat(
+        self,
+        messages: Sequence[Message],
+        variables: Mapping[str, Any] | None = None,
+        *,
+        max_seq_len: int,
+        sanitize: bool = True,
     ) -> list[int]:
         """The prompt of a conversation; `variables` are the template's. Raises InvalidRequest naming the message or
-        part that is wrong.
+        part that is wrong, and, before anything is rendered, for more text than `max_seq_len` tokens can hold.
 
         Control tokens that a message or a variable spells are text, unless `sanitize` is false.
         """
         checked = [_message(message, i) for i, message in enumerate(messages)]
+        self._check_characters(sum(_num_characters(message["content"]) for message in checked), max_seq_len, "messages")
         given = _template_variables(variables or {})
         if not sanitize:
-            return await self._encode(
-                self.template.render(checked, **given), add_special_tokens=False, field="messages"
-            )
+            return self.tokenizer.encode(self.template.render(checked, **given), field="messages")
         marked = [self.control_tokens.mark_message(message) for message in checked]
         text = self.template.render(marked, **self.control_tokens.mark(given))
-        return await self._in_thread_if_long(text, lambda: self.control_tokens.encode(text, field="messages"))
+        return self.control_tokens.encode(text, field="messages")
 
-    async def of_completion(self, prompt: Prompt) -> list[int]:
-        """A text's token ids, with the BOS that the model wants; token ids as they are."""
-        if isinstance(prompt, str):
-            return await self._encode(prompt, add_special_tokens=True, field="prompt")
-        return prompt
+    def of_completion(self, prompt: Prompt, *, max_seq_len: int) -> list[int]:
+        """A text's token ids, with the BOS that the model wants; token ids as they are. Raises InvalidRequest."""
+        if not isinstance(prompt, str):
+            return prompt
+        self._check_characters(len(prompt), max_seq_len, "prompt")
+        return self.tokenizer.encode(prompt, add_special_tokens=True, field="prompt")
 
-    async def of_prediction(self, content: Any) -> list[int]:
+    def of_prediction(self, content: Any, *, max_seq_len: int) -> list[int]:
         """The token ids of what an answer may repeat. Raises InvalidRequest naming the part that is wrong."""
         checked = _content(content, PREDICTION_FIELD)
+        self._check_characters(_num_characters(checked), max_seq_len, PREDICTION_FIELD)
         text = checked if isinstance(checked, str) else "".join(part["text"] for part in checked)
-        return await self._encode(text, add_special_tokens=False, field=PREDICTION_FIELD)
+        return self.tokenizer.encode(text, field=PREDICTION_FIELD)
 
-    async def _encode(self, text: str, *, add_special_tokens: bool, field: str) -> list[int]:
-        return await self._in_thread_if_long(text, lambda: self.tokenizer.encode(text, add_special_tokens, field=field))
-
-    async def _in_thread_if_long(self, text: str, encode: Callable[[], list[int]]) -> list[int]:
-        return encode() if len(text) <= _LONG_TEXT else await anyio.to_thread.run_sync(encode)
+    def _check_characters(self, num_characters: int, max_seq_len: int, field: str) -> None:
+        """Raise InvalidRequest for a text that is too long even if it is made of the longest tokens."""
+        longest = self.tokenizer.longest_token
+        if longest is not None and num_characters > longest * max_seq_len:
+            raise InvalidRequest(
+                f"{field}: has {num_characters} characters; the maximum sequence length of {max_seq_len} tokens "
+                f"holds at most {longest * max_seq_len}",
+                field,
+                "context_length_exceeded",
+            )
 
 
 def _template_variables(variables: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -100,7 +109,13 @@ def _content(content: Any, path: str) -> str | list[dict[str, str]]:
         raise InvalidRequest(f"{path}: must be a string or a list of content parts", path)
     if not content:
         raise InvalidRequest(f"{path}: must have at least 1 part", path)
+    if len(content) > MAX_PARTS:
+        raise InvalidRequest(f"{path}: has {len(content)} parts; the limit is {MAX_PARTS}", path)
     return [{"type": "text", "text": _part(part, f"{path}[{i}]")} for i, part in enumerate(content)]
+
+
+def _num_characters(content: str | list[dict[str, str]]) -> int:
+    return len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
 
 
 def _part(part: Any, path: str) -> str:

@@ -62,6 +62,19 @@ def test_files_that_pages_name_exist(page: Path) -> None:
     assert missing == []
 
 
+def test_the_tree_of_files_is_the_repositorys() -> None:
+    """Its indentation is that of the folders; what stands after two spaces says what it is."""
+    tree = next(block for block in all_blocks() if block.page == "docs/architecture.md" and block.language == "text")
+    folder, missing = ROOT, []
+    for line in tree.text.splitlines():
+        names = line.strip().split("  ")[0].split() + [name for name in line.split() if name.endswith(".py")]
+        base = folder if line.startswith(" ") else ROOT
+        missing += [name for name in names if not (base / name).exists()]
+        if not line.startswith(" "):
+            folder = ROOT / names[0]
+    assert missing == []
+
+
 EXCERPTS = [block for block in all_blocks() if block.reason.startswith("an excerpt of ") and ".py" in block.reason]
 
 

@@ -116,12 +116,64 @@ def test_shards_are_one_checkpoint(tiny_llama: TinyLlama, tmp_path: Path) -> Non
         build(checkpoint, tmp_path, precision="f32")
 
 
+def sharded(checkpoint: Path, shards: dict[str, dict[str, np.ndarray[Any, Any]]], names: dict[str, str]) -> None:
+    """Put the weights into these shards, with an index of `names`."""
+    (checkpoint / "model.safetensors").unlink()
+    for shard, weights in shards.items():
+        save_safetensors(weights, checkpoint / shard)
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_the_index_says_which_of_two_shards_counts(tiny_llama: TinyLlama, tmp_path: Path, right: int) -> None:
+    """Regression: a tensor in two shards was taken from the last one, whatever the index says."""
+    weights, norm = tiny_weights(tiny_config()), "model.norm.weight"
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    stale = {norm: np.full_like(weights[norm], 7)}
+    contents = [weights, stale] if right == 0 else [stale, weights]
+    checkpoint = tiny_llama(tmp_path, dtype="f32")
+    sharded(checkpoint, dict(zip(shards, contents, strict=True)), {**dict.fromkeys(weights, shards[right])})
+    _, arrays = build(checkpoint, tmp_path, precision="f32")
+    assert np.array_equal(arrays["norm"], weights[norm])
+
+
+def test_an_index_that_contradicts_its_shards(tiny_llama: TinyLlama, tmp_path: Path) -> None:
+    weights, norm = tiny_weights(tiny_config()), "model.norm.weight"
+    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    others = {name: weights[name] for name in weights if name != norm}
+    checkpoint = tiny_llama(tmp_path, dtype="f32")
+    names = dict.fromkeys(others, first)
+    sharded(checkpoint, {first: others, second: {norm: weights[norm]}}, {**names, norm: first, "none": second})
+    with pytest.raises(BuildError, match=f"names {first} for {norm}, which is in {second}"):
+        build(checkpoint, tmp_path)
+    save_safetensors(weights, checkpoint / first)
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {**names, "none": second}}))
+    with pytest.raises(BuildError, match=f"{norm} is in {first} and {second}, and .*index.json in neither"):
+        build(checkpoint, tmp_path)
+
+
+@pytest.mark.parametrize("scaling", [{"rope_type": "linear", "factor": 4.0}, {"type": "yarn", "factor": 4.0}])
+def test_two_ropes_that_differ(tiny_llama: TinyLlama, tmp_path: Path, scaling: dict[str, Any]) -> None:
+    """Regression: rope_scaling was dropped without a word. Transformers 5 would take it, others the parameters."""
+    parameters = {"rope_type": "default", "rope_theta": 5e5}
+    with pytest.raises(BuildError, match=r"config\.json: rope_scaling and rope_parameters say different things"):
+        build(tiny_llama(tmp_path, rope_parameters=parameters, rope_scaling=scaling), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("given", "theta", "scaling"),
     [
         ({"rope_theta": 5e5}, 5e5, None),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 1e4, {"rope_type": "linear", "factor": 2.0}),
         ({"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 7e4}}, 7e4, None),
+        (
+            {
+                "rope_scaling": {"type": "linear", "factor": 2.0},
+                "rope_parameters": {"rope_type": "linear", "factor": 2, "rope_theta": 7e4},
+            },
+            7e4,
+            {"rope_type": "linear", "factor": 2.0},
+        ),
         (
             {
                 "rope_scaling": {

@@ -5,10 +5,11 @@ Each node of a draft is compared with the sequence that ends in it, computed alo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from numpy.typing import NDArray
 
 from briton.config.environment import Environment
 from briton.engine.types import GenerationRequest, SamplingParams
+from briton.local import model_runner
 from briton.local.draft import ROOT, Draft
 from briton.local.model_runner import ModelRunner
 from briton.local.plan import ScheduledSequence, step_inputs
 from briton.local.sequence import RequestState, SequenceState
 from briton.local.settings import BLOCK_SIZE, LocalSettings
+from briton.local.step_graphs import StepGraph, compile_step_graphs
 from briton.model.engine_dir import load_manifest
 from briton_engine_builder import build_engine
 from tests.conftest import TinyLlama
@@ -51,6 +54,21 @@ def runner(engine: Path, request: pytest.FixtureRequest) -> ModelRunner:
 def steps(runner: ModelRunner) -> Steps:
     """In a cache full of what was there before."""
     return Steps(runner)
+
+
+def test_as_many_threads_as_there_is_time_for(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the whole machine were started in a container with a quota."""
+    asked: list[int] = []
+
+    def asking(core: Any, model: Any, properties: Mapping[str, Any], sizes: Sequence[int]) -> list[StepGraph]:
+        asked.append(properties["INFERENCE_NUM_THREADS"])
+        return compile_step_graphs(core, model, properties, sizes)
+
+    monkeypatch.setattr(model_runner, "compile_step_graphs", asking)
+    monkeypatch.setattr(model_runner, "available_cpus", lambda: 3)
+    for threads in (None, 2):
+        ModelRunner(engine, load_manifest(engine), replace(SETTINGS, threads=threads), fixed_sizes=())
+    assert asked == [3, 2]
 
 
 def build(checkpoint: Path, folder: Path) -> Path:

@@ -14,6 +14,7 @@ import pytest
 
 from briton.ranks.hub import Hub
 from briton.ranks.member import Member
+from briton.ranks.process_id import ProcessId
 from tests.ranks.jobs import Events, Joined, end, environment
 
 StartHub = Callable[..., tuple[Hub, Events]]
@@ -23,18 +24,18 @@ StartProgram = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def kills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The signals that this process would have sent to itself: members in it are ranks to each other."""
-    sent: list[int] = []
-    kill = os.kill
+    """How often this process would have killed itself: members in it are ranks to each other."""
+    spared: list[int] = []
+    kill = ProcessId.kill
 
-    def spare_tests(pid: int, number: int) -> None:
-        if pid == os.getpid():
-            sent.append(number)
-        else:
-            kill(pid, number)
+    def spare_tests(process: ProcessId) -> bool:
+        if process.pid != os.getpid():
+            return kill(process)
+        spared.append(process.pid)
+        return True
 
-    monkeypatch.setattr(os, "kill", spare_tests)
-    return sent
+    monkeypatch.setattr(ProcessId, "kill", spare_tests)
+    return spared
 
 
 @pytest.fixture

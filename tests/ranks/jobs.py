@@ -76,7 +76,7 @@ def connect(hub: Hub) -> socket.socket:
 def introduce(hub: Hub, rank: int, **changes: Any) -> socket.socket:
     """A connection that has introduced itself as a rank, and says no more by itself."""
     connection = connect(hub)
-    hello = {"token": hub.address.token, "rank": rank, "host": "elsewhere", "pid_space": "elsewhere", "pid": 0}
+    hello = {"token": hub.address.token, "rank": rank, "host": "elsewhere", "process": ["", 0, ""]}
     connection.sendall(encode("hello", **{**hello, **changes}))
     return connection
 

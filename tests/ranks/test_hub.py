@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import time
@@ -13,10 +14,11 @@ import pytest
 
 from briton.engine.types import RankStats
 from briton.errors import BritonError
+from briton.ranks import hub as hub_module
 from briton.ranks.hub import JobFailure, LeaderExit
 from briton.ranks.member import Member
 from briton.ranks.messages import HubAddress, encode
-from briton.ranks.pid_space import pid_space
+from briton.ranks.process_id import ProcessId
 from briton.ranks.progress import Phase
 from tests.processes import is_running, wait_until
 from tests.ranks.conftest import Join, StartHub, StartProgram
@@ -155,6 +157,23 @@ def test_lines_in_pieces_and_lines_of_a_kind_not_known(start_hub: StartHub, join
             member.sendall(bytes([byte]))
         member.sendall(encode("failed", message="no memory", exit_code=3) + beat())
         assert events.failure() == JobFailure("rank 1 on elsewhere: no memory", 3, 1)
+
+
+@pytest.mark.parametrize("line", [b"", beat()])
+def test_who_does_not_say_which_rank_it_is_is_not_waited_for(
+    start_hub: StartHub, join: Join, monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
+    """Its connection was kept for as long as the job: each port scanner cost a file."""
+    monkeypatch.setattr(hub_module, "_INTRODUCTION_S", 0.3)
+    hub, events = start_hub(1)
+    joined = join(hub, 0)
+    with connect(hub) as stranger:
+        stranger.sendall(line[:-1])  # no whole line
+        assert is_closed(stranger)
+    time.sleep(0.3)
+    assert [connection.rank for connection in hub._connections] == [0], "a rank is no stranger, however long it is here"
+    assert not joined.aborts
+    events.assert_none(0.1)
 
 
 # Who leaves, and who is missed.
@@ -302,8 +321,7 @@ def test_every_rank_knows_what_all_say_of_themselves(start_hub: StartHub, join: 
         stats = one.member.all_stats()
         assert [(entry.rank, entry.host, entry.step_s) for entry in stats] == [(0, HOST, 0.5), (1, HOST, 0.5)]
         assert all(entry.pid > 0 and entry.pss_bytes > 1 << 20 for entry in stats)
-    assert len(hub.pids_in(pid_space())) == 2
-    assert hub.pids_in("elsewhere") == []
+    assert hub.processes() == [ProcessId.of(os.getpid())] * 2
 
 
 @pytest.mark.slow
@@ -352,4 +370,4 @@ def test_a_closed_hub_tells_members_in_this_process(start_hub: StartHub, join: J
     hub.close()
     wait_until(lambda: all(len(one.aborts) == 1 for one in joined))
     assert all("the job's hub is gone" in one.aborts[0] for one in joined)
-    assert kills == [signal.SIGKILL] * 2
+    assert kills == [os.getpid()] * 2

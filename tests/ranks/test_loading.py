@@ -53,7 +53,7 @@ def test_what_a_rank_has_not_taken_waits_for_it_whole(started: tuple[Hub, Events
     hub, events = started
     num_messages = 400_000  # more than sockets hold
     with socket.create_connection(("127.0.0.1", hub.address.port)) as connection:
-        connection.sendall(encode("hello", token=hub.address.token, rank=0, host="here", pid_space="", pid=0))
+        connection.sendall(encode("hello", token=hub.address.token, rank=0, host="here", process=["", 0, ""]))
         wait_until(hub.drain)
         for _ in range(num_messages):
             hub.drain()

@@ -14,16 +14,17 @@ import pytest
 
 from briton.ranks.hub import Hub, JobFailure, LeaderExit
 from briton.ranks.member import Member
-from briton.ranks.pid_space import pid_space
+from briton.ranks.process_id import ProcessId, pid_space
 from tests.processes import is_running, wait_until
 
 # argv: the hub's address, this rank, the space of its pid as it is told to the hub
 PROGRAM = """
 import os, signal, sys
 import briton.ranks.member as member
+import briton.ranks.process_id as process_id
 from briton.ranks.messages import HubAddress
 
-member.pid_space = lambda: sys.argv[3]
+process_id.pid_space = lambda: sys.argv[3]
 rank = member.Member(HubAddress.parse(sys.argv[1]), int(sys.argv[2]))
 rank.serve()
 os.kill(os.getpid(), signal.SIGSTOP)
@@ -77,8 +78,8 @@ def test_without_a_hub(stop_rank: StopRank, is_neighbour: bool) -> None:
     member.on_abort = lost.put
     pid = stop_rank(hub, 1, pid_space() if is_neighbour else "another machine")
     wait_until(lambda: len(member.all_stats()) == 2)
-    expected = [os.getpid(), pid] if is_neighbour else [os.getpid()]
-    assert sorted(hub.pids_in(pid_space())) == sorted(expected)
+    assert {process.pid for process in hub.processes()} == {os.getpid(), pid}
+    assert (ProcessId.of(pid) in hub.processes()) == is_neighbour
     hub.close()
     assert "hub is gone" in lost.get(timeout=DETECTED_S)
     if is_neighbour:
@@ -90,7 +91,7 @@ def test_without_a_hub(stop_rank: StopRank, is_neighbour: bool) -> None:
 
 def test_another_process_namespace() -> None:
     """It is told apart from this one; a child of ours is not."""
-    program = [sys.executable, "-c", "from briton.ranks.pid_space import pid_space; print(pid_space())"]
+    program = [sys.executable, "-c", "from briton.ranks.process_id import pid_space; print(pid_space())"]
     assert subprocess.check_output(program, text=True).strip() == pid_space()
     unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
     with contextlib.suppress(FileNotFoundError):

@@ -38,7 +38,7 @@ class Serve(Protocol):
     ) -> AbstractAsyncContextManager[RunningGateway]: ...
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serve(tokenizer_dir: Path, tokenizer: Tokenizer) -> Serve:
     @asynccontextmanager
     async def served(executor: FakeExecutor, *, guided: bool = False, **changes: Any) -> AsyncIterator[RunningGateway]:

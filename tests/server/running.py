@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -75,11 +74,3 @@ async def run_gateway(settings: Settings, *, wait_ready: bool = True) -> AsyncIt
 def settings_of(tokenizer_dir: Path, address: str, **changes: Any) -> Settings:
     """Settings for tests."""
     return replace(Settings(MODEL, tokenizer_dir, address), **changes)
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -33,7 +33,8 @@ from briton.rpc.statuses import status_of
 from briton.text.tokenizer import Tokenizer
 from briton.v1 import engine_pb2 as pb
 from briton_server.engine_errors import EngineFault, error_from_rpc, with_request_field
-from tests.server.running import MODEL, RunningGateway, free_port, run_gateway, settings_of
+from tests.processes import free_port
+from tests.server.running import MODEL, RunningGateway, run_gateway, settings_of
 from tests.server.scripted_engine import (
     NOT_SERVING,
     SERVING,

@@ -131,7 +131,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"prediction": {"type": "content", "content": [{"type": "image_url"}]}}, "prediction.content[0].type", "text"),
     ({"prediction": {"type": "content", "content": "a\0"}}, "prediction.content", "NUL"),
     ({"prediction": {"type": "content", "content": "x" * 2049}}, "prediction.content", "2049 tokens"),
-    ({"prediction": {"type": "content", "content": "x" * 1_000_000}}, "prediction.content", "1000000 tokens"),
+    ({"prediction": {"type": "content", "content": "x" * 1_000_000}}, "prediction.content", "1000000 characters"),
 ]
 
 

@@ -17,8 +17,8 @@ import pytest
 
 from tests.fake_engine import run_fake_engine
 from tests.fake_executor import FakeExecutor
+from tests.processes import free_port
 from tests.server.conftest import says
-from tests.server.running import free_port
 from tests.server.scripted_engine import ScriptedEngine, run_scripted_engine, waits
 
 PROGRAM = """

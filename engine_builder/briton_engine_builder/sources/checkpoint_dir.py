@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-logger = logging.getLogger(__name__)
+from briton_engine_builder.cache_files import locked, readable_name
 
 _PARTIAL = ".partial"
 
@@ -22,23 +17,11 @@ class CheckpointDirs:
 
     def __init__(self, cache_dir: Path, name: str, identity: str) -> None:
         self._cache_dir = cache_dir
-        readable = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "model"
-        self._stem = f"{readable}-{_short_hash(identity)}"
+        self._stem = f"{readable_name(name)}-{_short_hash(identity)}"
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Held while fetching; another process that holds it is waited for. Raises OSError."""
-        self._cache_dir.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._cache_dir / f".{self._stem}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.info("another process is fetching this checkpoint: waiting for it")
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+        return locked(self._cache_dir / f".{self._stem}.lock", "fetching this checkpoint")
 
     def final(self, version: str) -> Path:
         """Where a complete version is."""

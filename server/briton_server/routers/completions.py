@@ -12,9 +12,9 @@ from briton.errors import InvalidRequest, Unsupported
 from briton_server.answer import AnswerKind, respond
 from briton_server.frames import CompletionFrames
 from briton_server.gateway import Gateway
+from briton_server.generation import Generation
 from briton_server.generation_request import new_generation, receive
 from briton_server.logprobs import completion_logprobs
-from briton_server.middleware import request_id_of
 from briton_server.protocol.completions import Completion, CompletionRequest, Prompt
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -33,19 +33,7 @@ _COMPLETION = AnswerKind("cmpl", "text_completion", CompletionFrames, _text, com
 @router.post("/v1/completions", response_model=Completion, summary="Continue a text")
 async def create_completion(request: Request) -> Response:
     """The continuation of one or several prompts, whole or as server-sent events."""
-    gateway, fields, model = await receive(request, CompletionRequest, _check)
-    generation = new_generation(
-        gateway,
-        fields,
-        [await gateway.prompts.of_completion(prompt) for prompt in fields.prompt],
-        request_id=request_id_of(request.scope),
-        model=model,
-        prompt_field="prompt",
-        max_tokens=fields.max_tokens or gateway.settings.default_max_tokens or DEFAULT_MAX_TOKENS,
-        logprobs=fields.logprobs,
-        continues_prompt=True,
-    )
-    n = fields.n or 1
+    fields, model, (generation, echoes) = await receive(request, CompletionRequest, _check, _generation)
     return await respond(
         request,
         fields,
@@ -53,9 +41,29 @@ async def create_completion(request: Request) -> Response:
         _COMPLETION,
         model=model,
         with_logprobs=fields.logprobs is not None,
-        beginnings=[_echo(gateway, prompt) if fields.echo else "" for prompt in fields.prompt for _ in range(n)],
+        beginnings=echoes,
         opens=generation.num_choices > 1 or bool(fields.echo),  # one choice needs no order
     )
+
+
+def _generation(
+    gateway: Gateway, fields: CompletionRequest, model: str, request_id: str
+) -> tuple[Generation, list[str]]:
+    """What the engine is asked, and what each text begins with."""
+    max_seq_len = gateway.readiness.require().max_seq_len
+    generation = new_generation(
+        gateway,
+        fields,
+        [gateway.prompts.of_completion(prompt, max_seq_len=max_seq_len) for prompt in fields.prompt],
+        request_id=request_id,
+        model=model,
+        prompt_field="prompt",
+        max_tokens=fields.max_tokens or gateway.settings.default_max_tokens or DEFAULT_MAX_TOKENS,
+        logprobs=fields.logprobs,
+        continues_prompt=True,
+    )
+    echoes = [_echo(gateway, prompt) if fields.echo else "" for prompt in fields.prompt for _ in range(fields.n or 1)]
+    return generation, echoes
 
 
 def _check(fields: CompletionRequest) -> None:
