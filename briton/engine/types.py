@@ -179,7 +179,7 @@ class ExecutorStats:
     """Counters (since start) and gauges (now) of an executor."""
 
     num_running: int = 0  # gauge, sequences
-    num_waiting: int = 0  # gauge, requests
+    num_waiting: int = 0  # gauge, sequences: of requests that wait, siblings, and preempted ones
     kv_blocks_total: int = 0  # gauge
     kv_blocks_used: int = 0  # gauge: held by open requests
     kv_blocks_cached: int = 0  # gauge: free, but their content can still be reused

@@ -19,6 +19,7 @@ from briton.text.sequence_text import SequenceText
 from briton.text.tokenizer import LONG_TEXT, Tokenizer
 from briton.v1 import engine_pb2 as pb
 from briton.v1.lengths import check_prediction_length, check_prompt_length
+from briton.v1.limits import MAX_CALLER_LENGTH
 
 CHARACTERS_PER_TOKEN = 4  # of text that is not tokenized yet
 MAX_REQUEST_ID_LENGTH = 256
@@ -49,7 +50,7 @@ class GenerateHandler:
         lora = _adapter(request.model, info)
         _at_most("request_id", len(request.request_id), MAX_REQUEST_ID_LENGTH)
         _at_most("cache_salt", len(request.cache_salt), MAX_CACHE_SALT_LENGTH)
-        _at_most("caller", len(request.caller), MAX_CACHE_SALT_LENGTH)
+        _at_most("caller", len(request.caller), MAX_CALLER_LENGTH)
         with self._engine.admit(
             self._demand(request, timeout_s), caller=request.caller or request.cache_salt, priority=request.priority
         ) as admission:
