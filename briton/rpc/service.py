@@ -15,6 +15,7 @@ from briton.rpc.wire import info_to_proto, stats_to_proto
 from briton.text.tokenizer import Tokenizer
 from briton.v1 import engine_pb2 as pb
 from briton.v1 import engine_pb2_grpc as pb_grpc
+from briton.v1.current_request import MAX_REQUEST_ID_LENGTH, current_request
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class EngineService(pb_grpc.EngineServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         """One request; see the proto. Cancelling the call cancels this coroutine, and leaving `with` the request."""
+        current_request.set(request.request_id[:MAX_REQUEST_ID_LENGTH])  # of this call's own task
         try:
             with _Claim(self._open_ids, request.request_id):
                 await self._generate(request, context)

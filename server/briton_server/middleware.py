@@ -10,6 +10,7 @@ from uuid import uuid4
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from briton.v1.current_request import current_request
 from briton_server.errors import error_response, log_unless_told
 from briton_server.gateway import Gateway
 
@@ -38,6 +39,7 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         scope[_SCOPE_KEY] = request_id = _request_id(scope)
+        current_request.set(request_id)  # of this request's own task
         header = (b"x-request-id", request_id.encode())
         status: int | None = None
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from briton.process.logs import ChildLines, LineWriter, configure_logging, is_routine
+from briton.v1.current_request import current_request
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +62,31 @@ def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
         "message": "it broke",
     }
     assert "ValueError: two\nlines" in entry["traceback"]
+
+
+@pytest.fixture
+def request_id() -> Iterator[str]:
+    """A request that this test works for."""
+    token = current_request.set("abc\n1")
+    yield "abc\n1"
+    current_request.reset(token)
+
+
+def test_lines_say_which_request_they_are_about(request_id: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for log_format in ("text", "json"):
+        configure_logging("info", log_format, process="engine")
+        try:
+            raise ValueError("it broke")
+        except ValueError:
+            logging.getLogger("briton.text").exception("the tokenizer failed")
+    *text, line = capsys.readouterr().err.splitlines()
+    assert text[0].endswith(" ERROR briton.text: the tokenizer failed (request 'abc\\n1')")
+    assert text[-1] == "ValueError: it broke"
+    assert json.loads(line)["request"] == request_id
+    configure_logging("info", "text", process="engine")
+    current_request.set("abc")
+    logging.getLogger("briton.rpc").error("request %r failed", "abc")
+    assert capsys.readouterr().err.endswith(" ERROR briton.rpc: request 'abc' failed\n")
 
 
 def test_a_rank_is_told_where_there_are_several(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,9 @@ from briton.rpc.responses import ResponseBuilder
 from briton.text.sequence_text import SequenceText
 from briton.text.tokenizer import Tokenizer
 from briton.v1 import engine_pb2 as pb
-from tests.text.small_tokenizers import byte_level, sentencepiece
+from tests.text.small_tokenizers import byte_level, sentencepiece, some_tokens
 
+LETTERS = "abé日 the"
 TOKENIZERS = {"byte_level": byte_level(), "sentencepiece": sentencepiece()}
 
 
@@ -90,7 +91,7 @@ def read_by_the_gateway(responses: Iterator[pb.GenerateResponse], text: Sequence
 @given(
     data=st.data(),
     cuts=st.lists(st.integers(1, 4), max_size=16),
-    stops=st.lists(st.text(alphabet="abé日 the", min_size=1, max_size=3), max_size=3),
+    stops=st.lists(st.text(alphabet=LETTERS, min_size=1, max_size=3), max_size=3),
     stream=st.booleans(),
     standalone=st.booleans(),
 )
@@ -99,7 +100,7 @@ def test_streamed_or_whole_the_gateway_reads_what_the_engine_read(
     tokenizer: Tokenizer, data: st.DataObject, cuts: list[int], stops: list[str], stream: bool, standalone: bool
 ) -> None:
     """In any steps, for characters and stop strings that span tokens, with a stop token or without."""
-    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), min_size=1, max_size=16))
+    ids = data.draw(some_tokens(tokenizer, LETTERS))
     has_stop_token = data.draw(st.booleans())
     of_text: dict[str, Any] = {"stop": stops, "prompt_token_ids": [] if standalone else tokenizer.encode("the")}
 

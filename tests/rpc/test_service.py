@@ -23,10 +23,12 @@ from briton.engine.types import ExecutorStats, GenerationRequest, RankStats, Sam
 from briton.engine.watchdog import StallLimits
 from briton.errors import BritonError
 from briton.guidance.compiler import GuideCompiler
+from briton.process.logs import configure_logging
 from briton.rpc.server import SERVICE, EngineServer
 from briton.text.tokenizer import Tokenizer
 from briton.v1 import engine_pb2 as pb
 from briton.v1 import engine_pb2_grpc as pb_grpc
+from briton.v1.current_request import MAX_REQUEST_ID_LENGTH
 from tests.fake_engine import RunningEngine, run_fake_engine, write_tokenizer
 from tests.fake_executor import FAKE_INFO, IM_END, FakeExecutor
 from tests.generated import ROOT, generate
@@ -419,6 +421,32 @@ async def test_an_open_request_id_is_refused(served: RunningEngine) -> None:
     assert len(token_ids(await responses(served.stub, ask(request_id="b")))) == 8
     assert len(token_ids(await first)) == 200
     assert len(token_ids(await responses(served.stub, ask(request_id="a")))) == 8
+
+
+async def test_log_lines_know_their_request(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is logged while a call is served, in whatever room, names that call; nothing else does."""
+    logger, root = logging.getLogger("briton.text"), logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    configure_logging("info", "json", process="engine")
+    encode = tokenizer.encode
+
+    def failing(text: str, *, field: str) -> list[int]:
+        logger.error("%s", text)
+        return encode(text, field=field)
+
+    monkeypatch.setattr(tokenizer, "encode", failing)
+    monkeypatch.setattr("briton.rpc.generate_handler.LONG_TEXT", 3)  # what is longer is tokenized in a thread
+    async with run_fake_engine(FakeExecutor(step_s=0.001), tokenizer=tokenizer) as running:
+        calls = [ask("a", request_id="id of a"), ask("b"), ask("cccc", request_id="x" * MAX_REQUEST_ID_LENGTH)]
+        await asyncio.gather(*(responses(running.stub, call) for call in calls), return_exceptions=True)
+    logger.error("d")
+    told = {
+        entry["message"][0]: entry.get("request") for entry in map(json.loads, capsys.readouterr().err.splitlines())
+    }
+    assert told == {"a": "id of a", "b": None, "c": "x" * MAX_REQUEST_ID_LENGTH, "d": None}
 
 
 async def test_no_tokenizer_no_text() -> None:

@@ -30,8 +30,9 @@ from briton.errors import (
     wire_status_of,
 )
 from briton.rpc.statuses import status_of
-from briton.text.tokenizer import Tokenizer
+from briton.text.tokenizer import LONG_TEXT, Tokenizer
 from briton.v1 import engine_pb2 as pb
+from briton.v1.current_request import current_request
 from briton_server.engine_errors import EngineFault, error_from_rpc, with_request_field
 from tests.processes import free_port
 from tests.server.running import MODEL, RunningGateway, run_gateway, settings_of
@@ -277,3 +278,22 @@ async def test_the_engine_logs_the_clients_request_id(tokenizer_dir: Path) -> No
     ids = [request.request_id for request in engine.requests]
     assert all(request_id.startswith("mine/") for request_id in ids)
     assert len(set(ids)) == 2
+
+
+async def test_log_lines_of_the_gateway_know_their_request(
+    tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, told = ScriptedEngine(says("x")), dict[str, str]()
+    encode = Tokenizer.encode
+
+    def telling(tokenizer: Tokenizer, text: str, **options: Any) -> list[int]:
+        told[text] = current_request.get()
+        return encode(tokenizer, text, **options)
+
+    monkeypatch.setattr(Tokenizer, "encode", telling)
+    async with serve(engine, tokenizer_dir) as running:
+        calls = [("one", "a"), ("two" * LONG_TEXT, "b")]
+        for prompt, request_id in calls:
+            await running.post("/v1/completions", {"prompt": prompt}, **{"x-request-id": request_id})
+    assert [told[prompt] for prompt, _ in calls] == ["a", "b"]
+    assert current_request.get() == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hypothesis.strategies import SearchStrategy, integers, lists, one_of, sampled_from
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from briton.text.tokenizer import Tokenizer as BritonTokenizer
@@ -62,6 +63,13 @@ def byte_level_in_disguise() -> BritonTokenizer:
     backend = byte_level().backend
     backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Fuse()])
     return BritonTokenizer(backend)
+
+
+def some_tokens(tokenizer: BritonTokenizer, alphabet: str) -> SearchStrategy[list[int]]:
+    """Token ids: most of them of these letters, so that texts are found in them, some of any kind."""
+    of_letters = sorted({i for letter in alphabet for i in tokenizer.encode(letter)})
+    anything = integers(0, tokenizer.vocab_size - 1)
+    return lists(one_of(sampled_from(of_letters), sampled_from(of_letters), anything), min_size=1, max_size=16)
 
 
 def _sentencepiece_model() -> Tokenizer:

@@ -12,11 +12,19 @@ from hypothesis import strategies as st
 from briton.errors import InvalidRequest
 from briton.text.sequence_text import PlacedLogprob, SequenceText, TextDelta
 from briton.text.tokenizer import Tokenizer
-from tests.text.small_tokenizers import byte_level, byte_level_in_disguise, metaspace, sentencepiece, word_piece
+from tests.text.small_tokenizers import (
+    byte_level,
+    byte_level_in_disguise,
+    metaspace,
+    sentencepiece,
+    some_tokens,
+    word_piece,
+)
 
+LETTERS = "abé🌍日 the"
 _CASES = settings(max_examples=200, deadline=None)
-_TEXTS = st.text(alphabet="abé🌍日 the", max_size=12)
-_STOPS = st.lists(st.text(alphabet="abé🌍日 the", min_size=1, max_size=4), max_size=3)
+_TEXTS = st.text(alphabet=LETTERS, max_size=12)
+_STOPS = st.lists(st.text(alphabet=LETTERS, min_size=1, max_size=4), max_size=3)
 _CUTS = st.lists(st.integers(1, 4), max_size=24)
 
 BYTES = byte_level()  # every byte is a token, some words are
@@ -94,7 +102,7 @@ def test_any_steps_give_what_one_step_gives(
     with_prompt: bool,
 ) -> None:
     """Any tokens, control tokens and broken characters among them: text, log probabilities, count and reason."""
-    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), min_size=1, max_size=16))
+    ids = data.draw(some_tokens(tokenizer, LETTERS))
     prompt = tokenizer.encode("the cat") if with_prompt else []
 
     def answer(steps: list[int]) -> Whole:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -34,5 +35,6 @@ def _row(parameter: Any) -> tuple[str, str]:
     if parameter.param_type_name == "argument":
         return f"`{parameter.metavar}`", str(parameter.help or "")
     value = "" if parameter.is_flag else f" {parameter.metavar}"
-    required = " Required." if parameter.required else ""
-    return f"`{', '.join(parameter.opts)}{value}`", f"{parameter.help or ''}{required}"
+    has_default = isinstance(parameter.default, (str, int, Path)) and not parameter.is_flag
+    note = " Required." if parameter.required else f" Default: `{parameter.default}`." if has_default else ""
+    return f"`{', '.join(parameter.opts)}{value}`", f"{parameter.help or ''}{note}"

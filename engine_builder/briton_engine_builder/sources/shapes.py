@@ -29,7 +29,7 @@ def find_shapes(config: Config, environment: Environment, *, offline: bool, mode
     known that way, BuildError where the hub does not give them.
     """
     if model_config is not None:
-        return _read(model_config)
+        return read_shapes_at(model_config)
     if not config.has_checkpoint:
         raise ConfigError(
             f"{config.path}: there is no checkpoint_repository to take the model's shapes from: give --model-config",
@@ -37,14 +37,14 @@ def find_shapes(config: Config, environment: Environment, *, offline: bool, mode
         )
     checkpoint = config.checkpoint
     if checkpoint.source is CheckpointSource.LOCAL:
-        return _read(Path(checkpoint.repo))
+        return read_shapes_at(Path(checkpoint.repo))
     if checkpoint.source is CheckpointSource.HF and not offline:
         token = environment.hf_token_for(checkpoint.runtime_secret_name)
         return fetch_shapes(checkpoint.repo, checkpoint.revision, token=token)
     shapes = known_shapes(checkpoint.repo)
     fetched = Fetcher(config, environment, config.cache_dir(environment)).remembered()
     if shapes is None and fetched is not None and fetched.path.exists():
-        return _read(fetched.path)
+        return read_shapes_at(fetched.path)
     if shapes is None:
         why = "and --offline asks no hub" if offline else f"and nothing of it can be read at {checkpoint.source} yet"
         raise ConfigError(
@@ -75,8 +75,8 @@ def _download(repo: str, name: str, revision: str | None, token: str | None) -> 
     return config
 
 
-def _read(path: Path) -> ModelShapes:
-    """A config.json, a directory with one, or a .gguf file."""
+def read_shapes_at(path: Path) -> ModelShapes:
+    """Of a config.json, a directory with one, or a .gguf file. Raises ConfigError, BuildError, Unsupported."""
     if path.suffix == ".gguf":
         model = GGUFCheckpoint(path).model
         return ModelShapes(
