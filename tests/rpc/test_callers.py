@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
 import grpc
 import pytest
 
 from briton.v1 import engine_pb2 as pb
 from tests.fake_engine import run_fake_engine
-from tests.fake_executor import FakeExecutor
+from tests.fake_executor import FAKE_INFO, FakeExecutor
 
 
 @pytest.mark.parametrize(
@@ -53,10 +56,6 @@ async def test_only_what_a_caller_asked_for_is_a_promise(max_tokens: int | None)
 
 async def test_a_refusal_comes_before_the_prompt_is_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under overload the cores that the model needs were spent on requests that got 429."""
-    from dataclasses import replace
-
-    from tests.fake_executor import FAKE_INFO
-
     executor = FakeExecutor(replace(FAKE_INFO, max_batch_size=1, max_queue_size=1), step_s=0.01)
     async with run_fake_engine(executor) as running:
         long = pb.GenerateRequest(token_ids=pb.TokenIds(ids=[1]), sampling=pb.SamplingParams(max_tokens=500))
@@ -64,10 +63,7 @@ async def test_a_refusal_comes_before_the_prompt_is_tokenized(monkeypatch: pytes
         for _ in range(200):
             if running.engine.num_open == 2:
                 break
-            import asyncio
-
             await asyncio.sleep(0.01)
-        tokenized: list[str] = []
         monkeypatch.setattr(
             type(running.engine), "submit", lambda *_, **__: pytest.fail("it was worked on before it was refused")
         )
@@ -75,6 +71,5 @@ async def test_a_refusal_comes_before_the_prompt_is_tokenized(monkeypatch: pytes
             async for _ in running.stub.Generate(pb.GenerateRequest(text="hello" * 20)):
                 pass
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert tokenized == []
         for call in calls:
             call.cancel()
