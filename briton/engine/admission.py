@@ -15,7 +15,7 @@ from briton.engine.step_cost import StepCost, StepShape
 from briton.engine.types import ModelInfo
 from briton.errors import QueueFull
 
-QUEUE_CACHES = 4
+QUEUE_CACHES, LEAST_QUEUE_TOKENS = 4, 262_144
 _PROMPT_STEP = 512  # tokens: how prompts are computed where nobody decodes
 _UNKNOWN_WAIT_S = 1.0  # what to tell before the first step
 _LEAST_RETRY_S, _MOST_RETRY_S = 0.1, 600.0
@@ -41,8 +41,9 @@ class Capacity:
 
     @classmethod
     def of(cls, info: ModelInfo) -> Capacity:
-        """An engine's. The prompts that wait may have QUEUE_CACHES times what the cache holds."""
-        tokens = QUEUE_CACHES * info.kv_cache_tokens
+        """An engine's. The prompts that wait may have QUEUE_CACHES times what the cache holds, and LEAST_QUEUE_TOKENS in
+        any case."""
+        tokens = max(LEAST_QUEUE_TOKENS, QUEUE_CACHES * info.kv_cache_tokens)
         return cls(info.max_batch_size, info.kv_cache_tokens, info.max_queue_size, tokens)
 
 
