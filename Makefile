@@ -8,7 +8,7 @@ GPU_PYTHON ?= python3
 GPU_MODEL ?= Qwen/Qwen2.5-0.5B-Instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help serve install dev test test-fast test-gpu constraints check lint-imports format proto reference docs bench peers clean
+.PHONY: help serve install dev test test-fast coverage test-gpu constraints check lint-imports format proto reference docs bench peers clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,10 +21,13 @@ install: $(VENV)/.installed ## the package, in .venv
 dev: $(VENV)/.dev ## the package and what its tests need, in .venv
 
 test: dev ## everything, from a fresh machine to a green run
-	$(BIN)/python -m pytest
+	$(BIN)/python -m tests.run
 
 test-fast: dev ## the tests that need no model
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m tests.run --fast
+
+coverage: dev ## test-fast, and which lines of the packages it did not run
+	$(BIN)/python -m tests.run --fast --coverage
 
 test-gpu: ## the real TensorRT-LLM on a machine with a GPU (GPU_PYTHON has it installed, GPU_MODEL is built), and a benchmark
 	$(GPU_PYTHON) -m tests.gpu.run --model $(GPU_MODEL)

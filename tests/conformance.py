@@ -106,7 +106,7 @@ class ExecutorConformance:
     def test_await_chunks_waits_and_returns_empty(self, runner: RequestRunner) -> None:
         started = time.monotonic()
         assert runner.executor.await_chunks(0.05) == []
-        assert 0.04 < time.monotonic() - started < 2
+        assert 0.04 < time.monotonic() - started < 20
 
     def test_greedy_repeats_itself(self, runner: RequestRunner) -> None:
         prompt = _prompt(runner, 10)

@@ -110,6 +110,12 @@ class BritonSection(_Strict):
     """No request counts as more important than this, whatever it asks for."""
     priority_aging_s: _Seconds = 10.0
     """A request that waits so long counts as one step of priority more."""
+    max_connections: _Count = 4096
+    """HTTP connections that may be open; what comes on others gets 503, but for `/live` and `/ready`."""
+    max_body_bytes: _Count = 4 * 1024**2
+    """Of a request over HTTP; a longer one gets 413."""
+    keepalive_s: _Seconds = 15.0
+    """A stream that has been silent for so long gets a comment, which clients ignore and proxies count as life."""
     request_timeout_s: _Seconds | None = 600.0
     """The server's own deadline of a request. `null`: none."""
     stall_timeout_s: _Seconds = 2.0

@@ -167,10 +167,12 @@ class Scheduler:
         self.blocks.trim(sequence)
 
     def start_siblings(self, state: RequestState) -> None:
-        """Queue the other n - 1 sequences, now that the prompt's blocks can be shared."""
-        for sequence in state.sequences[1:]:
+        """Queue the other n - 1 sequences, now that the prompt's blocks can be shared, and their hashes are known."""
+        first, *others = state.sequences
+        hashes = first.block_hashes[: first.num_prompt_tokens // self.blocks.block_size]
+        for sequence in others:
             sequence.token_ids.extend(state.request.prompt_token_ids)
-            sequence.block_hashes.extend(state.sequences[0].block_hashes[: self._full_blocks(state)])
+            sequence.block_hashes.extend(hashes)
             self._waiting.push(sequence)
 
     def finish(self, sequence: SequenceState) -> None:
@@ -290,9 +292,6 @@ class Scheduler:
         """Prompts are computed whole when chunked context is off; a preempted sequence may have outgrown a step, and
         is chunked all the same."""
         return self._chunked or sequence.num_output_tokens > 0
-
-    def _full_blocks(self, state: RequestState) -> int:
-        return len(state.request.prompt_token_ids) // self.blocks.block_size
 
     def _rank(self, sequence: SequenceState, now: float) -> Rank:
         return rank_of(sequence, now, self.policies.rules, self.policies.counters)

@@ -34,7 +34,7 @@ from briton_engine_builder.trtllm import build_trtllm_engine, find_trtllm_engine
 
 logger = logging.getLogger(__name__)
 
-BUILDER_VERSION = f"{__version__}+1"  # the number after + changes when the same input gives other weights
+BUILDER_VERSION = f"{__version__}+2"  # the number after + changes when the same input gives another engine
 
 
 def build_engine(config: Config, environment: Environment, *, progress: bool = True) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 from briton.errors import BuildError
 from briton.model.generation_config import GENERATION_CONFIG
+from briton.text.tokenizer import Tokenizer
 from briton_engine_builder.hf_config import eos_token_ids, model_config
 from briton_engine_builder.safetensors_reader import read_safetensors_directory
 from briton_engine_builder.tensor import Tensor
@@ -17,10 +18,11 @@ CONFIG = "config.json"
 QUANT_CONFIG = "hf_quant_config.json"  # of a checkpoint that NVIDIA's Model Optimizer has quantized
 ADAPTER_CONFIG, ADAPTER_MODEL = "adapter_config.json", "adapter_model.safetensors"  # of a LoRA adapter
 TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP = "tokenizer_config.json", "special_tokens_map.json"
 TOKENIZER_FILES = (
     TOKENIZER,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
+    TOKENIZER_CONFIG,
+    SPECIAL_TOKENS_MAP,
     "chat_template.jinja",
     "chat_template.json",
 )
@@ -46,7 +48,7 @@ class HFCheckpoint:
         config = read_json(path / CONFIG)
         self.model = model_config(path / CONFIG, config)
         self.generation_config = read_json(path / GENERATION_CONFIG) if (path / GENERATION_CONFIG).is_file() else None
-        self.stop_token_ids = eos_token_ids(path, config, self.generation_config)
+        self.stop_token_ids = stop_token_ids(path, config, self.generation_config)
         self._tensors = read_safetensors_directory(path)
 
     def tensor(self, role: str) -> Tensor:
@@ -73,6 +75,31 @@ def copy_tokenizer(checkpoint: Path, directory: Path) -> None:
     for name in TOKENIZER_FILES:
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, directory / name)
+
+
+def stop_token_ids(checkpoint: Path, config: dict[str, Any], generation: dict[str, Any] | None) -> tuple[int, ...]:
+    """Tokens that end a generation: what both configs name, and the tokenizer's `eos_token`, as vLLM and SGLang do.
+
+    Raises BuildError for what is not an id, and for a tokenizer that cannot be read.
+    """
+    found = set(eos_token_ids(checkpoint, config, generation))
+    eos = _eos_token(checkpoint)
+    if eos is not None and (checkpoint / TOKENIZER).is_file():
+        token_id = Tokenizer.load(checkpoint).backend.token_to_id(eos)
+        if token_id is not None and token_id < config.get("vocab_size", token_id + 1):  # no other can be generated
+            found.add(token_id)
+    return tuple(sorted(found))
+
+
+def _eos_token(checkpoint: Path) -> str | None:
+    """The tokenizer's end token, spelled as a string or as an added token."""
+    for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP):
+        eos = read_json(checkpoint / name).get("eos_token") if (checkpoint / name).is_file() else None
+        if isinstance(eos, dict):
+            eos = eos.get("content")
+        if isinstance(eos, str):
+            return eos
+    return None
 
 
 def read_json(path: Path) -> dict[str, Any]:

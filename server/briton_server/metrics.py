@@ -54,6 +54,7 @@ class Metrics:
             registry=self.registry,
         )
         self.open_requests = Gauge("briton_open_requests", "Generation requests being answered", registry=self.registry)
+        self.connections = Gauge("briton_connections", "Open HTTP connections", registry=self.registry)
         self.disconnects = Counter(
             "briton_disconnects", "Generation requests whose client left before the end", registry=self.registry
         )

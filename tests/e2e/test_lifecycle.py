@@ -41,6 +41,7 @@ def seconds_until_idle(serving: Serving) -> float:
     return time.monotonic() - start
 
 
+@pytest.mark.timing
 def test_a_streaming_client_that_leaves_frees_its_blocks(serving: Serving, client: openai.OpenAI) -> None:
     wait_until(lambda: is_idle(serving))
     stream = client.chat.completions.create(**LONG, max_tokens=4000, stream=True)
@@ -51,6 +52,7 @@ def test_a_streaming_client_that_leaves_frees_its_blocks(serving: Serving, clien
     assert seconds_until_idle(serving) < 0.5
 
 
+@pytest.mark.timing
 def test_a_waiting_client_that_leaves_frees_its_blocks(serving: Serving) -> None:
     wait_until(lambda: is_idle(serving))
     body = json.dumps({"model": MODEL, "messages": STORY, "max_tokens": 4000, "ignore_eos": True})
@@ -121,6 +123,7 @@ def test_children_do_not_outlive_the_supervisor(start: Start) -> None:
     wait_until(lambda: not any(is_running(pid) for pid in pids), 5)
 
 
+@pytest.mark.timing
 def test_the_second_start_takes_seconds(serving: Serving, start: Start) -> None:
     began = time.monotonic()
     start()

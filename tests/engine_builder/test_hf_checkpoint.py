@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
+import tokenizers
 
 from briton.config.environment import Environment
 from briton.errors import BritonError, BuildError, ConfigError, Unsupported
 from briton.model.engine_dir import EngineManifest, load_manifest, rank_file
 from briton.text.tokenizer import Tokenizer
 from briton_engine_builder import build_engine
+from briton_engine_builder.hf_checkpoint import HFCheckpoint
 from tests.conftest import TinyLlama
 from tests.engine_builder.engines import Arrays, config_for, dequantized, open_engine
 from tests.engine_builder.expected import fused
@@ -96,6 +98,46 @@ def test_the_directory_holds_what_an_executor_needs(tiny_llama: TinyLlama, tmp_p
     assert manifest.source["source"] == "LOCAL"
     with safetensors.safe_open(directory / rank_file(0), "numpy") as file:  # the format's own reader takes it
         assert len(file.keys()) == 2 + 1 + 2 * 6
+
+
+ADDED = {"content": "<|im_end|>", "lstrip": False, "special": True, "__type": "AddedToken"}
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "eos", "stops"),
+    [
+        (0, None, "<|im_end|>", (0, 2)),
+        (0, None, ADDED, (0, 2)),
+        (None, None, "<|im_end|>", (2,)),
+        (0, [0], "<|im_end|>", (0, 2)),
+        ([0, 1], 1, "<|im_end|>", (0, 1, 2)),
+        (2, None, None, (2,)),
+        (2, None, "no token's name", (2,)),
+    ],
+)
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_the_tokenizers_end_token_ends_a_generation(
+    tiny_llama: TinyLlama, tmp_path: Path, config: Any, generation: Any, eos: Any, stops: tuple[int, ...], file: str
+) -> None:
+    """Regression: a chat model whose config.json names the end of a text alone went on after its turn."""
+    checkpoint = tiny_llama(tmp_path, eos_token_id=config)
+    (checkpoint / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    (checkpoint / file).write_text(json.dumps({} if eos is None else {"eos_token": eos}), encoding="utf-8")
+    (checkpoint / "generation_config.json").write_text(
+        json.dumps({} if generation is None else {"eos_token_id": generation}), encoding="utf-8"
+    )
+    assert HFCheckpoint(checkpoint).stop_token_ids == stops
+
+
+def test_an_end_token_outside_the_models_vocabulary_is_none(tiny_llama: TinyLlama, tmp_path: Path) -> None:
+    checkpoint = tiny_llama(tmp_path)
+    tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<|beyond|>"])
+    tokenizer.save(str(checkpoint / "tokenizer.json"))
+    (checkpoint / "tokenizer_config.json").write_text('{"eos_token": "<|beyond|>"}', encoding="utf-8")
+    config = tiny_config(vocab_size=tokenizer.token_to_id("<|beyond|>"))
+    (checkpoint / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert HFCheckpoint(checkpoint).stop_token_ids == (0, 2)
 
 
 def test_shards_are_one_checkpoint(tiny_llama: TinyLlama, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tests.engine_builder.engines import config_for, dequantized, open_engine
 from tests.engine_builder.expected import gguf_weights
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("quantization", "stored", "tolerance"),

@@ -21,6 +21,7 @@ def compile_thread() -> Iterator[CompileThread]:
     compile_thread.close()
 
 
+@pytest.mark.timing
 async def test_a_turn_that_does_not_come_in_time(compile_thread: CompileThread) -> None:
     go = threading.Event()
     first = asyncio.ensure_future(compile_thread.run(go.wait))

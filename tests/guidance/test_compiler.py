@@ -38,6 +38,7 @@ def make_compiler(byte_level: TestVocabulary) -> Iterator[MakeCompiler]:
         compiler.close()
 
 
+@pytest.mark.timing
 async def test_an_exploding_regex_is_stopped_and_the_next_one_compiles(
     make_compiler: MakeCompiler, byte_level: TestVocabulary
 ) -> None:
@@ -61,6 +62,7 @@ async def test_an_exploding_regex_is_stopped_and_the_next_one_compiles(
     assert guide.advance(byte_level.tokens_of("ab"))
 
 
+@pytest.mark.timing
 async def test_schemas_compile_while_a_regex_explodes(make_compiler: MakeCompiler) -> None:
     compiler = make_compiler(GuideLimits(compile_timeout_s=2.0))
     await compiler.compile(GuideSpec("regex", "a"))

@@ -95,13 +95,13 @@ def test_ranks_of_a_config_with_one_are_ranks(config_of: ConfigOf, runs: list[tu
 def test_several_ranks_are_a_job(
     config_of: ConfigOf, runs: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("SOME_SETTING", "mine")
-    monkeypatch.setenv("HF_TOKEN", "a secret")
+    monkeypatch.setenv("HF_TOKEN", "mine")
+    monkeypatch.setenv("HF_HOME", "/models")
     monkeypatch.chdir(tmp_path)
     assert run_engine_command(config_of(3), Path("engine"), OPTIONS, ALONE) == 5
     (kind, command, size, environ, is_local) = runs[0]
-    assert (kind, size, environ["SOME_SETTING"], is_local) == ("job", 3, "mine", True)
-    assert "HF_TOKEN" not in environ, "only the builder needs it"
+    assert (kind, size, environ["HF_HOME"], is_local) == ("job", 3, "/models", True)
+    assert "HF_TOKEN" not in environ, "ranks need no secrets"
     assert command[:3] == ("/opt/mpiexec", "-n", "3")
     for name in ("BRITON_JOB", "PATH", "LD_LIBRARY_PATH"):  # what ranks on other hosts cannot do without
         assert command[command.index(name) - 1] == "-x"

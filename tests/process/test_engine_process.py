@@ -309,6 +309,7 @@ def fail(other: socket.socket, message: str) -> float:
     return time.monotonic()
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("how", ["at once", "hangs"])
 def test_the_failure_of_another_rank_ends_open_requests(start: Start, job: Job, how: str) -> None:
     """And the process, though its executor may wait for that rank for ever."""
@@ -331,6 +332,7 @@ def test_the_failure_of_another_rank_ends_open_requests(start: Start, job: Job, 
     assert events.next() == LeaderExit()
 
 
+@pytest.mark.timing
 def test_the_failure_of_another_rank_ends_the_loading(start: Start, job: Job) -> None:
     """The thread that loads waits for that rank for ever, and was waited for."""
     hub, _, other = job

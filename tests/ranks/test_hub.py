@@ -195,7 +195,7 @@ def test_farewells_are_no_failure(start_hub: StartHub, join: Join) -> None:
 
 def test_rank_0_is_watched_until_it_has_left_itself(start_hub: StartHub, join: Join) -> None:
     """The others leave first: what became of rank 0 in its last second was nobody's business."""
-    hub, events = start_hub(2, meeting_s=0.5)
+    hub, events = start_hub(2, join_timeout_s=0.5)
     with introduce(hub, 1) as other:
         zero = introduce(hub, 0)
         other.sendall(encode("farewell"))
@@ -236,12 +236,13 @@ def test_a_connection_that_ends_without_a_farewell(start_hub: StartHub, join: Jo
 
 
 def test_a_rank_that_does_not_come(start_hub: StartHub, join: Join) -> None:
-    hub, events = start_hub(4, meeting_s=0.3)
+    hub, events = start_hub(4, join_timeout_s=0.3)
     joined = join(hub, 2)
     assert events.failure(2) == JobFailure("rank 0, 1, 3 of 4 did not start in time")
     wait_until(lambda: joined.aborts)
 
 
+@pytest.mark.timing
 def test_a_rank_that_is_killed_is_noticed_at_once(start_hub: StartHub, join: Join, start_program: StartProgram) -> None:
     hub, events = start_hub(2)
     join(hub, 0)
@@ -252,6 +253,7 @@ def test_a_rank_that_is_killed_is_noticed_at_once(start_hub: StartHub, join: Joi
     assert time.monotonic() - started < 1
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_stopped_is_noticed(
@@ -352,6 +354,7 @@ def test_without_its_hub_a_rank_ends_and_takes_those_of_its_host_along(start_pro
     assert "the job's hub is gone" in zero.stderr.read()
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 def test_a_hub_that_is_stopped_is_as_good_as_gone(start_program: StartProgram) -> None:
     hub = start_program(HUB)

@@ -64,6 +64,7 @@ def test_a_good_end_is_passed_on_at_once(start_program: StartProgram) -> None:
     assert wrapped.process.wait(5) == 0
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("code", [1, 2, 77])
 def test_a_failed_rank_is_outlived(start_program: StartProgram, code: int) -> None:
     """Rank 0 gets the time to tell its clients: mpiexec ends everybody when it sees a process fail."""
@@ -76,6 +77,7 @@ def test_a_failed_rank_is_outlived(start_program: StartProgram, code: int) -> No
     assert 0.4 < time.monotonic() - ended < 2
 
 
+@pytest.mark.timing
 def test_a_killed_rank_is_outlived_too(start_program: StartProgram) -> None:
     wrapped = start(start_program, outlive_s=0.5)
     killed = time.monotonic()

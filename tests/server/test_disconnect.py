@@ -36,6 +36,7 @@ async def cancelled(executor: FakeExecutor, count: int) -> float:
     return time.monotonic() - started
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("path", "body", "num_calls"),
     [
@@ -66,6 +67,7 @@ async def test_a_client_that_leaves_while_tokens_come(
         assert "briton_open_requests 0.0" in metrics
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_before_the_first_token(serve: Serve, stream: bool) -> None:
     executor = FakeExecutor(step_s=0.8)  # nobody hears of a token before the client is gone
@@ -78,6 +80,7 @@ async def test_a_client_that_leaves_before_the_first_token(serve: Serve, stream:
         assert 'status="499"' in (await running.http.get("/metrics")).text
 
 
+@pytest.mark.timing
 async def test_a_stop_string_ends_the_request_in_the_engine_too(serve: Serve) -> None:
     executor = FakeExecutor(step_s=0.01, script=says("abcSTOP" + "x" * 1900))
     async with serve(executor) as running:

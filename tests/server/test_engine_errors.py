@@ -129,6 +129,7 @@ async def test_a_call_that_ends_too_early_is_an_error(tokenizer_dir: Path, caplo
     assert sum("before the answer was complete" in str(record.exc_info) for record in caplog.records) == 2
 
 
+@pytest.mark.timing
 async def test_the_servers_deadline_ends_a_request(tokenizer_dir: Path) -> None:
     engine = ScriptedEngine(waits)
     async with serve(engine, tokenizer_dir, request_timeout_s=0.2) as running:

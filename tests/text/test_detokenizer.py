@@ -103,6 +103,7 @@ def test_a_broken_character_does_not_hold_back_what_follows() -> None:
     assert detokenizer.push(tokenizer.encode("the")) == "\ufffdthe"
 
 
+@pytest.mark.timing
 def test_without_bytes_replacement_characters_are_held_back_only_while_they_may_change() -> None:
     """A model that goes on and on with bytes that are no text: nothing grows, and the end is complete."""
     tokenizer = small.byte_level_in_disguise()
@@ -122,6 +123,7 @@ def small_byte(tokenizer: Tokenizer, token_id: int) -> int:
     return table.bytes_of[token_id][0]
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("name", ["byte_level", "sentencepiece", "word_piece"])
 def test_the_cost_of_a_token_does_not_grow(name: str) -> None:
     tokenizer = TOKENIZERS[name]

@@ -86,6 +86,7 @@ def test_limits() -> None:
         StopMatcher(["x" * 1001], field="sampling.stop")
 
 
+@pytest.mark.timing
 def test_sixteen_long_stops_stay_fast() -> None:
     """The worst text for them: it nearly completes every one, again and again."""
     stops = ["a" * (999 - i) + chr(ord("b") + i) for i in range(16)]

@@ -153,6 +153,7 @@ def heartbeat_gap(work: Callable[[], object]) -> float:
     return worst
 
 
+@pytest.mark.timing
 def test_a_long_prompt_is_quick_and_does_not_stop_others() -> None:
     text = "the cat 日本 and the 🎉\n" * 20_000  # 440,000 characters
     started = time.perf_counter()

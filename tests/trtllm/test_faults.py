@@ -286,6 +286,7 @@ def test_guides_survive_chunks_of_context(tmp_path: Path) -> None:
 # Hanging.
 
 
+@pytest.mark.timing
 def test_shutdown_of_a_library_that_hangs_returns(
     broken: Broken, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -207,6 +207,7 @@ def test_iterations_are_told_once(api: Any, tmp_path: Path) -> None:
     executor.shutdown()
 
 
+@pytest.mark.timing
 def test_the_callback_runs_on_the_executors_thread_once_a_chunk(api: Any, tmp_path: Path) -> None:
     calls: list[tuple[Any, ...]] = []
     processor = api.LogitsPostProcessorConfig(processor_batched=lambda *args: calls.append(args), replicate=False)

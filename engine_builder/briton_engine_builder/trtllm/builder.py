@@ -29,8 +29,7 @@ from briton.trtllm.quantization import check_gpu
 from briton_engine_builder.cache import EngineCache
 from briton_engine_builder.cache_files import readable_name
 from briton_engine_builder.hashing import sha256_of
-from briton_engine_builder.hf_checkpoint import CONFIG, TOKENIZER, copy_tokenizer, read_json
-from briton_engine_builder.hf_config import eos_token_ids
+from briton_engine_builder.hf_checkpoint import CONFIG, TOKENIZER, copy_tokenizer, read_json, stop_token_ids
 from briton_engine_builder.sources import FetchedCheckpoint, Fetcher
 from briton_engine_builder.sources.shapes import fetch_shapes
 from briton_engine_builder.trtllm.calibration import with_calibration_data
@@ -43,7 +42,7 @@ from briton_engine_builder.trtllm.shapes_index import ShapesIndex
 logger = logging.getLogger(__name__)
 
 TARGET = "trtllm"
-BUILDER_VERSION = f"{__version__}+1"  # the number after + changes when the same plan gives another engine
+BUILDER_VERSION = f"{__version__}+2"  # the number after + changes when the same plan gives another engine
 _CHILD_DIRECTORY = ".child"  # in the new engine directory, on the same disk, and gone with it
 _SHORT_DTYPES = {"bfloat16": "bf16", "float16": "f16"}
 
@@ -191,7 +190,7 @@ def _write_engine(
     checkpoint, plan = planned.fetched.path, planned.plan
     copy_tokenizer(checkpoint, directory)  # first, since it may fail, and quickly
     generation = read_json(checkpoint / GENERATION_CONFIG) if (checkpoint / GENERATION_CONFIG).is_file() else None
-    stop_ids = eos_token_ids(checkpoint, read_json(checkpoint / CONFIG), generation)
+    stop_ids = stop_token_ids(checkpoint, read_json(checkpoint / CONFIG), generation)
     for name, adapter in planned.adapters.items():  # quick, too
         modules, max_rank = lora_modules(config, plan.shapes), max_lora_rank(config)
         write_adapter(adapter.path, directory, name, plan.shapes, modules, max_rank)

@@ -141,6 +141,7 @@ def test_one_miss_in_a_long_match_shortens_the_next_draft_and_does_not_end_it() 
     assert 0.5 * before < sum(rates.survival(30, 16)) < 0.9 * before
 
 
+@pytest.mark.timing
 def test_it_costs_microseconds() -> None:
     rates = AcceptanceRates(AcceptanceRates())
 

@@ -270,6 +270,7 @@ def test_one_window_or_all() -> None:
     assert decode(LINEAR, *wishes) == [0, 0, 0, 0]
 
 
+@pytest.mark.timing
 def test_it_costs_microseconds() -> None:
     def microseconds(call: Callable[[], object]) -> float:
         return min(timeit.repeat(call, number=20, repeat=30)) / 20 * 1e6
