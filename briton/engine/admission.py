@@ -41,8 +41,8 @@ class Capacity:
 
     @classmethod
     def of(cls, info: ModelInfo) -> Capacity:
-        """An engine's. The prompts that wait may have QUEUE_CACHES times what the cache holds, and LEAST_QUEUE_TOKENS in
-        any case."""
+        """An engine's. Prompts that wait may have QUEUE_CACHES times the tokens that the cache holds, and
+        LEAST_QUEUE_TOKENS in any case."""
         tokens = max(LEAST_QUEUE_TOKENS, QUEUE_CACHES * info.kv_cache_tokens)
         return cls(info.max_batch_size, info.kv_cache_tokens, info.max_queue_size, tokens)
 
