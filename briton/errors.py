@@ -1,5 +1,5 @@
-"""One tree of errors, and the table that maps it to gRPC and HTTP. The way back, from a gRPC status to an error, is the
-gateway's (`briton_server.engine_errors`).
+"""One tree of errors, and the one table that maps it to gRPC and HTTP. The gateway reads the table backwards, too
+(`briton_server.engine_errors`), and adds what HTTP alone knows.
 
 An error carries data (field, limit, retry hint), not formatting. Whatever is not a BritonError is a bug: INTERNAL, 500.
 """

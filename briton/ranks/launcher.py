@@ -112,6 +112,7 @@ class Launcher:
     def _end(self, process: subprocess.Popen[bytes], mpiexec: psutil.Process | None) -> None:
         """End everything that the job has started on this host. Other hosts' ranks end when the hub does. mpiexec may
         have ended long ago, and its number be another's: psutil knows it by its start, too, and so its children."""
+        ranks = self._hub.processes()  # asked first: the hub forgets who has ended
         started: list[psutil.Process] = []
         if mpiexec is not None:
             with contextlib.suppress(psutil.Error):
@@ -119,7 +120,7 @@ class Launcher:
         for one in started:
             with contextlib.suppress(psutil.Error):
                 one.kill()
-        for rank in self._hub.processes():
+        for rank in ranks:
             rank.kill()
         process.wait()
         self._hub.close()

@@ -18,6 +18,7 @@ from briton.errors import BritonError
 from briton.text.sequence_text import PlacedLogprob
 from briton.text.tokenizer import Tokenizer
 from briton.v1 import engine_pb2
+from briton_server.connection import connection_of
 from briton_server.disconnect import cancelled_on_disconnect
 from briton_server.errors import error_event, log_unless_told
 from briton_server.gateway import gateway_of
@@ -26,6 +27,7 @@ from briton_server.middleware import request_id_of
 from briton_server.protocol.generation import GenerationFields
 from briton_server.sse import DONE, EventStream
 
+READ_GRACE_S = 5.0  # beyond the request's deadline, for its client to read what there is
 CLIENT_CLOSED_REQUEST = 499  # nginx's status; nobody is there to read it, but metrics are
 
 LogprobsRenderer = Callable[[Sequence[PlacedLogprob[engine_pb2.TokenLogprob]], Tokenizer], dict[str, Any]]
@@ -119,7 +121,8 @@ async def _respond_whole(
 
 def _respond_streaming(request: Request, events: AsyncGenerator[bytes, None]) -> Response:
     """Stream events; an error after the first becomes one too."""
-    gateway = gateway_of(request)
+    gateway, connection = gateway_of(request), connection_of(request.scope)
+    timeout_s = gateway.settings.request_timeout_s
 
     def on_error(error: Exception) -> bytes:
         request_id = request_id_of(request.scope)
@@ -131,6 +134,8 @@ def _respond_streaming(request: Request, events: AsyncGenerator[bytes, None]) ->
     return EventStream(
         events,
         keepalive_s=gateway.settings.keepalive_s,
+        timeout_s=None if timeout_s is None else timeout_s + READ_GRACE_S,
+        abort=None if connection is None else connection.abort,
         error_event=on_error,
         on_disconnect=gateway.metrics.disconnects.inc,
     )

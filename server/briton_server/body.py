@@ -16,6 +16,7 @@ from starlette.requests import Request
 from briton.errors import InvalidRequest
 from briton_server.protocol.fields import RequestModel
 
+ACCEPTED_ENCODING = "identity"
 BODY_TIMEOUT_S = 60.0  # to receive a whole body
 
 _MESSAGES = {
@@ -33,12 +34,24 @@ class BodyTooLarge(InvalidRequest):
 
 
 @dataclass(eq=False)
+class BodyEncoded(InvalidRequest):
+    """The body is compressed: status 415."""
+
+
+@dataclass(eq=False)
 class BodyTooSlow(InvalidRequest):
     """The body did not arrive in time: status 408."""
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """All of the body, whatever its content type says. Raises BodyTooLarge and BodyTooSlow."""
+    """All of the body, whatever its content type says. Raises BodyEncoded, BodyTooLarge and BodyTooSlow."""
+    encoding = request.headers.get("content-encoding", ACCEPTED_ENCODING).strip().lower()
+    if encoding not in ("", ACCEPTED_ENCODING):
+        raise BodyEncoded(
+            f"content-encoding: {encoding!r} is not supported: send the body as it is ({ACCEPTED_ENCODING})",
+            None,
+            "unsupported_content_encoding",
+        )
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
@@ -85,7 +98,8 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:
-    return BodyTooLarge(f"the body is larger than the limit of {max_bytes} bytes", None, "request_too_large")
+    message = f"the body is larger than the limit of {max_bytes} bytes (briton.max_body_bytes)"
+    return BodyTooLarge(message, None, "request_too_large")
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:

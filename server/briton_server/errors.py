@@ -22,9 +22,9 @@ from briton.errors import (
     Unavailable,
     wire_status_of,
 )
-from briton_server.body import BodyTooLarge, BodyTooSlow
+from briton_server.body import ACCEPTED_ENCODING, BodyEncoded, BodyTooLarge, BodyTooSlow
 
-_STATUS: dict[type, int] = {BodyTooLarge: 413, BodyTooSlow: 408}  # what HTTP alone knows
+_STATUS: dict[type, int] = {BodyTooLarge: 413, BodyTooSlow: 408, BodyEncoded: 415}  # what HTTP alone knows
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ def error_response(error: BaseException) -> Response:
     if isinstance(error, QueueFull | Unavailable):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
         headers["retry-after-ms"] = str(math.ceil(error.retry_after_s * 1000))
-    elif isinstance(error, BodyTooSlow):
-        headers["connection"] = "close"  # the rest of the body may still come
+    elif isinstance(error, BodyEncoded):
+        headers["accept-encoding"] = ACCEPTED_ENCODING  # RFC 9110, 12.5.3
     elif isinstance(error, DeadlineExceeded):
         headers["x-should-retry"] = "false"  # the client would wait as long again
     return JSONResponse(error_body(error), status, headers)

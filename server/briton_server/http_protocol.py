@@ -12,12 +12,14 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from briton.errors import InvalidRequest
+from briton_server.connection import CONNECTION_KEY, Connection
 from briton_server.errors import error_body
 from briton_server.http_connection import ServerConnection
 from briton_server.http_transport import ClosingTransport
 
 HEADER_TIMEOUT_S = 30.0  # from the connection, or the first byte of a later request, to the end of its head
 SEND_TIMEOUT_S = 30.0  # for a client to read from a full send buffer
+RESERVED_CONNECTIONS = 64  # beyond the limit, for whoever asks /live and /ready, and to say 503 to others
 MAX_PIPELINED_BYTES = 64 * 1024  # received ahead of their turn; more stays in the kernel
 
 logger = logging.getLogger(__name__)
@@ -30,18 +32,25 @@ class GatewayProtocol(H11Protocol):
     conn: ServerConnection
     transport: ClosingTransport  # type: ignore[assignment]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As uvicorn makes them."""
+    def __init__(self, *args: Any, max_connections: int, **kwargs: Any) -> None:
+        """As uvicorn makes them, but for `max_connections`."""
         super().__init__(*args, **kwargs)
         self.conn = ServerConnection()
+        self._max_connections = max_connections
         self.header_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock."""
+        """Start the clock, and say whether the connection is one too many."""
         super().connection_made(
             ClosingTransport(transport, self.loop, lambda: self.conn.client_may_send)  # type: ignore[arg-type]
         )
+        num_connections = len(self.connections)
+        connection = Connection(self.transport.abort, is_over_limit=num_connections > self._max_connections)
+        self.app_state = {**self.app_state, CONNECTION_KEY: connection}
+        if num_connections > self._max_connections + RESERVED_CONNECTIONS:
+            self.transport.abort()
+            return
         self._start_header_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:

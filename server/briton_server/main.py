@@ -8,6 +8,7 @@ import gc
 import logging
 import signal
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ import uvloop
 from briton.errors import BritonError
 from briton_server.app import create_app
 from briton_server.gateway import Gateway
-from briton_server.http_server import listen, server_of
+from briton_server.http_server import allow_connections, listen, server_of
 from briton_server.prompts import Prompts
 from briton_server.settings import Settings
 
@@ -35,6 +36,14 @@ def run_gateway(config: Config, *, tokenizer_dir: Path, engine_address: str, hos
     At the signal /ready says 503 and open requests may finish within `drain_timeout_s`; a second signal ends them.
     """
     settings = Settings.from_config(config, tokenizer_dir=tokenizer_dir, engine_address=engine_address)
+    max_connections = allow_connections(settings.max_connections)
+    if max_connections < settings.max_connections:
+        logger.warning(
+            "at most %d connections, not briton.max_connections, %d: the limit of open files (ulimit -n) is too low",
+            max_connections,
+            settings.max_connections,
+        )
+        settings = replace(settings, max_connections=max_connections)
     try:
         listener = listen(host, port)
     except OSError as error:

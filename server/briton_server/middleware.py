@@ -10,11 +10,14 @@ from uuid import uuid4
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from briton.errors import Unavailable
 from briton.v1.current_request import current_request
+from briton_server.connection import connection_of
 from briton_server.errors import error_response, log_unless_told
 from briton_server.gateway import Gateway
 
 _GENERATION_PATHS = ("/v1/chat/completions", "/v1/completions")
+_ALWAYS_ANSWERED = ("/live", "/ready")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _SCOPE_KEY = "briton.request_id"
 
@@ -38,7 +41,11 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # answered as GET is; the server leaves the body out
+            scope = {**scope, "method": "GET"}
         scope[_SCOPE_KEY] = request_id = _request_id(scope)
+        connection = connection_of(scope)
+        is_over_limit = connection is not None and connection.is_over_limit
         current_request.set(request_id)  # of this request's own task
         header = (b"x-request-id", request_id.encode())
         status: int | None = None
@@ -47,7 +54,8 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), header]
+                last = ((b"connection", b"close"),) if is_over_limit else ()
+                message["headers"] = [*message.get("headers", ()), header, *last]
             await send(message)
 
         is_generation = scope["path"] in _GENERATION_PATHS and scope["method"] == "POST"
@@ -56,6 +64,9 @@ class RequestMiddleware:
             self._gateway.readiness.request_opened()
             self._gateway.metrics.open_requests.inc()
         try:
+            if is_over_limit and scope["path"] not in _ALWAYS_ANSWERED:
+                limit = self._gateway.settings.max_connections
+                raise Unavailable(f"the limit of {limit} connections is reached (briton.max_connections)")
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             pass  # in the middle of its body: nobody is left to answer

@@ -20,6 +20,7 @@ class Settings:
     default_max_tokens: int | None = None  # where a request names none; None: chat up to the context, completions 16
     request_timeout_s: float | None = 600.0  # the server's own deadline for a request
     drain_timeout_s: float = 30.0  # how long open requests may run on after SIGTERM
+    max_connections: int = 4096  # beyond them 503, but for /live and /ready
     max_body_bytes: int = 4 * 1024 * 1024
     max_schema_bytes: int = 256 * 1024
     keepalive_s: float = 15.0  # a silent stream gets an SSE comment this often
@@ -35,5 +36,8 @@ class Settings:
             default_max_tokens=config.default_max_tokens,
             request_timeout_s=briton.request_timeout_s,
             drain_timeout_s=briton.drain_timeout_s,
+            max_connections=briton.max_connections,
+            max_body_bytes=briton.max_body_bytes,
+            keepalive_s=briton.keepalive_s,
             max_schema_bytes=briton.guided_decoding.max_schema_bytes,
         )

@@ -27,6 +27,7 @@ from briton.guidance.regex_index import RegexIndexer
 from briton.guidance.vocabulary import Vocabulary
 from briton.local.executor import LocalExecutor
 from briton.local.lookahead.costs import CostCurve
+from briton.local.settings import SchedulerPolicy
 from tests.local.paged_model import EOS, VOCAB_SIZE, PagedModel, logits_after, model_info
 from tests.request_runner import RequestRunner, Result
 
@@ -42,15 +43,21 @@ class LoopingModel(PagedModel):
         return 2 * logits_after(token_ids[-2:]) + 0.5 * logits_after(token_ids)
 
 
-def start(model: type[PagedModel], lookahead: LookaheadConfig, dynamic: bool) -> RequestRunner:
+def start(
+    model: type[PagedModel],
+    lookahead: LookaheadConfig,
+    dynamic: bool,
+    policy: SchedulerPolicy = "guaranteed_no_evict",
+    num_blocks: int = 512,
+) -> RequestRunner:
     info = replace(
-        model_info(num_blocks=512, max_num_tokens=512, max_seq_len=128, max_queue_size=10_000),
+        model_info(num_blocks=num_blocks, max_num_tokens=512, max_seq_len=128, max_queue_size=10_000),
         lookahead=lookahead,
         enable_b10_lookahead=dynamic,
         max_draft_tokens=lookahead.max_draft_tokens,
     )
     forward = model(info.kv_cache_tokens // info.kv_block_size, info.kv_block_size).forward
-    return RequestRunner(LocalExecutor(info, forward, policy="guaranteed_no_evict", costs=CostCurve.flat()))
+    return RequestRunner(LocalExecutor(info, forward, policy=policy, costs=CostCurve.flat()))
 
 
 @pytest.fixture(scope="module", params=MODES)
@@ -136,6 +143,21 @@ def test_sampling(runner: RequestRunner, name: str) -> None:
     requests = [{"prompt": p, "max_tokens": 30} | options for p in PROMPTS for options in SAMPLING[name]]
     least = len(requests) if runner.executor.info.enable_b10_lookahead else 0  # a window needs longer to warm up
     assert check_same(runner, requests) > least, "hardly a draft came true: little was tested"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_preemption(mode: str) -> None:
+    """A sequence that is stopped for want of room, with or without a draft, comes back as if nothing had been."""
+    runner = start(LoopingModel, *MODES[mode], policy="max_utilization", num_blocks=36)
+    options: list[dict[str, Any]] = [{}, {"temperature": 0.8, "seed": 3, "n": 2}, {"presence_penalty": 1.0}]
+    options += [{"stream": False, "logprobs": 1}, {"guide": GUIDES["forced regex"]}]
+    requests = [{"prompt": p, "max_tokens": 40} | o for p in PROMPTS for o in options]
+    accepted = check_same(runner, requests)
+    stats = runner.executor.stats()
+    runner.executor.shutdown()
+    assert stats.num_preemptions > len(requests)
+    assert accepted > len(requests)
+    assert stats.kv_blocks_used == 0
 
 
 def test_every_length_of_a_right_draft_is_cut_by_max_tokens() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from briton.ranks.process_id import ProcessId
 from tests.processes import is_running, wait_until
 from tests.ranks.conftest import StartProgram
 from tests.ranks.jobs import HOST
@@ -194,3 +195,34 @@ def test_ranks_do_not_outlive_a_killed_launcher(launch: Launch) -> None:
     os.kill(job.pid(1), signal.SIGSTOP)
     job.process.kill()
     wait_until(lambda: not any(is_running(job.pid(name)) for name in (0, 1, "mpiexec")), 5)
+
+
+# argv: the process that a rank says it is
+STALE_RANK = """
+import os, socket, sys
+from briton.ranks.messages import HubAddress, encode
+
+hub = HubAddress.parse(os.environ["BRITON_JOB"])
+connection = socket.create_connection((hub.hosts[0], hub.port))
+process = [sys.argv[1], int(sys.argv[2]), sys.argv[3]]
+connection.sendall(encode("hello", token=hub.token, rank=0, host="here", process=process))
+connection.sendall(encode("failed", message="it has to", exit_code=1))
+connection.recv(1)
+"""
+
+
+@pytest.mark.parametrize("is_stale", [True, False])
+def test_who_has_a_ranks_number_by_now_is_spared(start_program: StartProgram, is_stale: bool) -> None:
+    """At a job's end whoever had the number of one of its ranks was killed."""
+    bystander = start_program("import time; time.sleep(60)")
+    process = ProcessId.of(bystander.pid)
+    if is_stale:
+        process = process._replace(started="1")
+    rank = (sys.executable, "-c", STALE_RANK, *map(str, process))
+    out, errors = start_program(PROGRAM, "1", *rank).communicate(timeout=10)
+    assert out.strip() == "BritonError: rank 0 on here: it has to", errors
+    if is_stale:
+        time.sleep(0.1)  # what a signal needs
+        assert is_running(bystander.pid)
+    else:
+        wait_until(lambda: not is_running(bystander.pid))

@@ -14,7 +14,7 @@ from openai import AsyncOpenAI
 
 from briton_server.app import create_app
 from briton_server.gateway import Gateway
-from briton_server.http_server import listen, server_of
+from briton_server.http_server import GatewayServer, listen, server_of
 from briton_server.settings import Settings
 
 MODEL = "org/fake-model"
@@ -26,6 +26,7 @@ class RunningGateway:
 
     url: str
     gateway: Gateway
+    server: GatewayServer
     http: httpx.AsyncClient
 
     def openai(self, *, strict: bool = True) -> AsyncOpenAI:
@@ -61,7 +62,7 @@ async def run_gateway(settings: Settings, *, wait_ready: bool = True) -> AsyncIt
             await asyncio.sleep(0.005)
             assert not task.done(), "the server did not start"
         async with httpx.AsyncClient(base_url=url, timeout=20) as http:
-            running = RunningGateway(url, app.state.gateway, http)
+            running = RunningGateway(url, app.state.gateway, server, http)
             if wait_ready:
                 await running.ready()
             yield running
