@@ -39,8 +39,7 @@ def status_of(error: BaseException) -> grpc.Status:
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseException) -> NoReturn:
-    """End a call with an error's status. A caller who has gone meanwhile is none of ours to log: then the call counts as
-    cancelled."""
+    """End a call with an error's status; where its caller has gone meanwhile, the call counts as cancelled."""
     status = status_of(error)
     try:
         await context.abort(status.code, status.details, status.trailing_metadata)
