@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any, cast
 
 import grpc
 import pytest
 
+from briton.errors import QueueFull
+from briton.rpc.statuses import abort
 from briton.v1 import engine_pb2 as pb
 from tests.fake_engine import run_fake_engine
 from tests.fake_executor import FAKE_INFO, FakeExecutor
@@ -73,3 +76,14 @@ async def test_a_refusal_comes_before_the_prompt_is_tokenized(monkeypatch: pytes
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         for call in calls:
             call.cancel()
+
+
+async def test_who_has_gone_when_a_refusal_is_sent_is_not_logged() -> None:
+    """gRPC logged a traceback when the status of a refused call could not be sent any more."""
+
+    class Gone:
+        async def abort(self, *_: object) -> None:
+            raise RuntimeError("Failed execute_batch: SendStatusFromServerOperation")
+
+    with pytest.raises(asyncio.CancelledError):
+        await abort(cast("grpc.aio.ServicerContext[Any, Any]", Gone()), QueueFull("full"))
