@@ -617,6 +617,7 @@ def _invalid(info: ModelInfo) -> list[tuple[str, dict[str, Any]]]:
         ("logit_bias[3]", {"logit_bias": {3: 101.0}}),
         ("bad_words", {"bad_words": ((),)}),
         ("bad_words", {"bad_words": ((info.vocab_size,),)}),
+        ("bad_words", {"bad_words": ((1,) * 4097,)}),
         ("prediction", {"prediction": (1, info.vocab_size)}),
         ("prediction", {"prediction": (-1,)}),
         ("prediction", {"prediction": (1,) * (info.max_seq_len + 1)}),

@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from briton.engine.engine import Compiler, Engine
+from briton.engine.watchdog import StallLimits
 from briton.rpc.server import EngineServer
 from briton.text.tokenizer import Tokenizer
 from briton.v1 import engine_pb2_grpc as pb_grpc
@@ -60,11 +61,11 @@ async def run_fake_engine(
     tokenizer: Tokenizer | None = None,
     compiler: Compiler | None = None,
     request_timeout_s: float | None = None,
-    stall_timeout_s: float = 60.0,
+    stall: StallLimits | None = None,
     port: int = 0,
 ) -> AsyncIterator[RunningEngine]:
     """A served engine on 127.0.0.1, with a channel to it; everything ends with the block."""
-    engine = Engine(executor, compiler=compiler, request_timeout_s=request_timeout_s, stall_timeout_s=stall_timeout_s)
+    engine = Engine(executor, compiler=compiler, request_timeout_s=request_timeout_s, stall=stall)
     server = EngineServer("127.0.0.1", port)
     await server.start()
     engine.start()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from briton.config.lookahead import LookaheadConfig
+from briton.engine.step_cost import StepCost
 from briton.engine.types import (
     ExecutorStats,
     FinishReason,
@@ -24,6 +25,7 @@ from briton.engine.types import (
     RequestTimings,
     SamplingParams,
     Speculation,
+    StepProgress,
     TokenChunk,
     TokenLogprob,
 )
@@ -111,6 +113,7 @@ class FakeExecutor:
         alphabet: Sequence[int] = LETTERS,
     ) -> None:
         self.info = info
+        self.cost = StepCost()
         self.step_s = step_s
         self.tokens_per_step = tokens_per_step
         self.script = script
@@ -128,6 +131,7 @@ class FakeExecutor:
         self._seeds = 0
         self._dead: str | None = None
         self._hung = False
+        self._unanswered: list[int] = []  # cancels that came while it hung
 
     # What a test does to it.
 
@@ -141,9 +145,13 @@ class FakeExecutor:
             self._condition.notify_all()
 
     def hang(self, hung: bool = True) -> None:
-        """Make no step until called with False; cancelling does nothing either."""
+        """Make no step until called with False; what is cancelled meanwhile ends then."""
         with self._condition:
             self._hung = hung
+            unanswered, self._unanswered = self._unanswered, []
+        for request_id in () if hung else unanswered:
+            self.cancel(request_id)
+        with self._condition:
             self._condition.notify_all()
 
     def open_requests(self) -> list[int]:
@@ -189,7 +197,10 @@ class FakeExecutor:
             entry = self._running.get(request_id)
             if entry is None:
                 entry = next((waiting for waiting in self._waiting if waiting.request.request_id == request_id), None)
-            if entry is None or self._hung:
+            if entry is None:
+                return
+            if self._hung:
+                self._unanswered.append(request_id)
                 return
             self.cancelled.append(request_id)
             self._end(entry, FinishReason.CANCELLED)
@@ -227,6 +238,10 @@ class FakeExecutor:
                 step_s=self._step_s,
                 **counted,
             )
+
+    def progress(self) -> StepProgress:
+        """See `briton.engine.executor.Executor`."""
+        return StepProgress(self._counters["num_steps"], self.step_s)
 
     def shutdown(self) -> None:
         """See `briton.engine.executor.Executor`."""

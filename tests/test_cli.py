@@ -12,7 +12,9 @@ from typing import NoReturn
 import pytest
 
 from briton import __version__, cli
+from briton.config.loader import load_config
 from briton.errors import BuildError, ConfigError, Unsupported
+from briton.process.engine_command import EngineOptions
 from briton.process.supervisor import ChildFailed
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "smollm2-135m-instruct" / "config.yaml"
@@ -123,6 +125,33 @@ def test_a_wrong_config_is_one_line_and_exit_code_2(
     assert err.startswith("briton: error: ")
     assert "briton.local_" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("section", "flags", "host"),
+    [
+        ("host: 0.0.0.0", [], "127.0.0.1"),
+        ("grpc_host: 0.0.0.0", [], "0.0.0.0"),
+        ("grpc_host: 0.0.0.0", ["--host", "::1"], "::1"),
+    ],
+)
+def test_the_host_of_an_engine_is_grpcs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str, flags: list[str], host: str
+) -> None:
+    """Regression: `briton.host`, which is HTTP's, opened the engine's port."""
+    config = tmp_path / "config.yaml"
+    config.write_text(EXAMPLE.read_text() + f"  {section}\n")
+    seen: list[EngineOptions] = []
+
+    def run_engine_command(config: object, engine_dir: Path, options: EngineOptions, *others: object) -> int:
+        seen.append(options)
+        return 0
+
+    monkeypatch.setattr("briton.process.engine_command.run_engine_command", run_engine_command)
+    monkeypatch.setattr(cli, "_open_config", lambda path, *others: (load_config(path), None))
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["engine", "--config", str(config), "--engine-dir", str(tmp_path), *flags])
+    assert [options.host for options in seen] == [host]
 
 
 def test_a_gateway_on_a_port_in_use_names_port_and_flag(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,14 @@ def test_the_other_tests_do_not_collect_it(tmp_path: Path) -> None:
     assert collected.returncode == 0, collected.stdout
     assert "tests/guidance/test_of_guidance.py::test_nothing" in collected.stdout
     assert "gpu" not in collected.stdout
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_masks_in_torch_fail_without_it(device: str, tmp_path: Path) -> None:
+    """`make test-cuda` and `make test-torch`, by an interpreter that has nothing installed."""
+    venv.create(tmp_path, with_pip=False)
+    command = [str(tmp_path / "bin" / "python"), "tests/torch_device/run.py", "--device", device]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "lacks torch, numpy, pytest" in ended.stderr
+    assert ended.stdout == ""

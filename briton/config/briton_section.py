@@ -35,6 +35,9 @@ class LocalSection(_Strict):
     """Size of the KV cache in tokens. Unset: from the memory that is free. One of the two sizes can be given."""
     kv_cache_memory_bytes: _Count | None = None
     """Size of the KV cache in bytes, instead of `kv_cache_tokens`."""
+    target_inter_token_s: _Seconds | None = 0.08
+    """Seconds between tokens that running streams are to keep while prompts are computed beside them: a step takes as
+    many tokens of prompts as fit. `null`: steps are as large as pays."""
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
@@ -103,6 +106,10 @@ class BritonSection(_Strict):
     """The engine's port; 0 takes a free one. `--grpc-port` wins."""
     max_queue_size: _Count = 256
     """Requests that may wait; the next one gets 429."""
+    max_priority: Annotated[int, Field(ge=0, le=2**31 - 1)] = 100
+    """No request counts as more important than this, whatever it asks for."""
+    priority_aging_s: _Seconds = 10.0
+    """A request that waits so long counts as one step of priority more."""
     max_connections: _Count = 4096
     """HTTP connections that may be open; what comes on others gets 503, but for `/live` and `/ready`."""
     max_body_bytes: _Count = 4 * 1024**2
@@ -111,6 +118,11 @@ class BritonSection(_Strict):
     """A stream that has been silent for so long gets a comment, which clients ignore and proxies count as life."""
     request_timeout_s: _Seconds | None = 600.0
     """The server's own deadline of a request. `null`: none."""
+    stall_timeout_s: _Seconds = 2.0
+    """A step that takes 20 times what it should, and at least so long, makes the engine unhealthy; so does a cancel
+    that is not confirmed in that time."""
+    give_up_timeout_s: _Seconds = 5.0
+    """An engine that has been unhealthy for so long ends its requests with an error, and is started again."""
     start_timeout_s: _Seconds | None = None
     """From the start of an engine until it serves. Unset: 600 for the local executor, 1800 for TensorRT-LLM."""
     drain_timeout_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0

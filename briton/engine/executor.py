@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from briton.engine.types import ExecutorStats, GenerationRequest, ModelInfo, TokenChunk
+from briton.engine.step_cost import StepCost
+from briton.engine.types import ExecutorStats, GenerationRequest, ModelInfo, StepProgress, TokenChunk
 
 
 class Executor(Protocol):
@@ -15,6 +16,7 @@ class Executor(Protocol):
     """
 
     info: ModelInfo
+    cost: StepCost  # of its steps, learned as it runs
 
     def submit(self, request: GenerationRequest) -> None:
         """Accept a request without blocking. Its chunks may come before this returns.
@@ -38,6 +40,10 @@ class Executor(Protocol):
 
     def stats(self) -> ExecutorStats:
         """A snapshot. From any thread, at any time."""
+        ...
+
+    def progress(self) -> StepProgress:
+        """Where it stands. From any thread, at any time; the watchdog asks it some times a second."""
         ...
 
     def shutdown(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from briton.config.lookahead import LookaheadConfig
 
@@ -67,6 +67,8 @@ class GenerationRequest:
     prediction_token_ids: tuple[int, ...] = ()  # what the output may repeat: drafts are taken from it, never tokens
     timeout_s: float | None = None  # its caller gives up then, and cancels: an executor may end it by itself
     lora: str | None = None  # one of ModelInfo.lora_adapters; None: the model itself
+    caller: str = ""  # whom it is for: callers are served equally
+    has_limit: bool = True  # its caller has set max_tokens; else that is what the context leaves, and no promise
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +167,19 @@ class RankStats:
     gather_s: float = 0.0  # of those in passing logits to rank 0
 
 
+class StepProgress(NamedTuple):
+    """Where an executor stands in its work."""
+
+    num_steps: int  # made since start
+    expected_s: float | None  # what the step it is in, or its next, should take; None: nobody knows yet
+
+
 @dataclass(frozen=True, slots=True)
 class ExecutorStats:
     """Counters (since start) and gauges (now) of an executor."""
 
     num_running: int = 0  # gauge, sequences
-    num_waiting: int = 0  # gauge, requests
+    num_waiting: int = 0  # gauge, sequences: of requests that wait, siblings, and preempted ones
     kv_blocks_total: int = 0  # gauge
     kv_blocks_used: int = 0  # gauge: held by open requests
     kv_blocks_cached: int = 0  # gauge: free, but their content can still be reused

@@ -9,7 +9,14 @@ from briton.config.lookahead import LookaheadConfig
 from briton.engine.types import GenerationRequest, ModelInfo, SamplingParams
 from briton.errors import InvalidRequest
 from briton.v1.lengths import check_prediction_length, check_prompt_length
-from briton.v1.limits import MAX_BAD_WORDS, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_N, MAX_STOP_TOKEN_IDS
+from briton.v1.limits import (
+    MAX_BAD_WORD_TOKENS,
+    MAX_BAD_WORDS,
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_N,
+    MAX_STOP_TOKEN_IDS,
+)
 
 
 def check_request(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:
@@ -64,6 +71,8 @@ def check_sampling(sampling: SamplingParams, info: ModelInfo) -> None:
         _in_range("logprobs", s.logprobs, 0, MAX_LOGPROBS)
     _at_most("stop_token_ids", len(s.stop_token_ids), MAX_STOP_TOKEN_IDS)
     _at_most("bad_words", len(s.bad_words), MAX_BAD_WORDS)
+    if (num_tokens := sum(map(len, s.bad_words))) > MAX_BAD_WORD_TOKENS:
+        raise InvalidRequest(f"bad_words have {num_tokens} tokens; the limit is {MAX_BAD_WORD_TOKENS}", "bad_words")
     _at_most("logit_bias", len(s.logit_bias), MAX_LOGIT_BIAS)
     _check_ids("stop_token_ids", s.stop_token_ids, info.vocab_size)
     _check_ids("logit_bias", tuple(s.logit_bias), info.vocab_size)

@@ -1,20 +1,36 @@
-"""Tells an executor that hangs from one that works or rests, by its steps."""
+"""Tells an executor that hangs from one that works or rests: by its steps, and by what it leaves unanswered."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
-DEATH_FACTOR = 10  # an executor that stalls for so many timeouts is given up
+from briton.engine.types import StepProgress
+
+UNKNOWN_STEP_S = 60.0  # what a step may take on an executor that has not made one yet
 
 
-class Watched(Protocol):
-    """What is watched. The methods are called in the event loop, except `num_steps`, which may block."""
+@dataclass(frozen=True, slots=True)
+class StallLimits:
+    """When an executor counts as stalled, and when it is given up. Seconds."""
+
+    least_s: float = 2.0  # nothing shorter is a stall
+    factor: float = 20.0  # a step that takes so many times what it should is one
+    give_up_s: float = 5.0  # of a stall, and the executor is given up
+
+    def limit_s(self, expected_s: float | None) -> float:
+        """What a step may take that should take `expected_s`."""
+        return max(self.least_s, UNKNOWN_STEP_S if expected_s is None else self.factor * expected_s)
+
+
+class WatchedEngine(Protocol):
+    """What is watched. The methods are called in the event loop, except `progress`, which may block."""
 
     @property
     def num_open(self) -> int:
-        """Requests that wait for the executor."""
+        """Requests whose end the executor has not confirmed."""
         ...
 
     @property
@@ -22,12 +38,16 @@ class Watched(Protocol):
         """Batches of chunks that came from the executor."""
         ...
 
-    def num_steps(self) -> int:
-        """Steps that the executor made; called in a thread."""
+    def longest_cancel_s(self) -> float:
+        """How long a cancel has gone unanswered."""
+        ...
+
+    def progress(self) -> StepProgress:
+        """Where the executor stands; called in a thread."""
         ...
 
     def on_stall(self, stalled_s: float) -> None:
-        """No progress for longer than the timeout; called again while it lasts."""
+        """It has been still for longer than it may be; called again while it lasts."""
         ...
 
     def on_progress(self) -> None:
@@ -35,31 +55,44 @@ class Watched(Protocol):
         ...
 
     def on_death(self, stalled_s: float) -> None:
-        """No progress for so long that none will come."""
+        """It has been still for so long that it is given up."""
         ...
 
 
-async def watch(watched: Watched, timeout_s: float, is_over: Callable[[], bool]) -> None:
-    """Look four times in each timeout. Chunks and steps are progress; so is having nothing to do."""
+async def watch(engine: WatchedEngine, limits: StallLimits, is_over: Callable[[], bool]) -> None:
+    """Look some times a second, until `is_over`.
+
+    Progress is a step, a chunk, or having nothing open: a request whose caller has left is open until the executor
+    confirms its end. An executor that does not answer the question where it stands makes no progress either. What this
+    process itself slept through (SIGSTOP, a debugger) counts for nothing.
+    """
     loop = asyncio.get_running_loop()
-    question: asyncio.Future[int] | None = None  # at most one is open at a time: its answer may never come
-    seen_batches = seen_steps = -1
-    since = loop.time()
+    look_s = limits.least_s / 8
+    question: asyncio.Future[StepProgress] | None = None  # at most one is open at a time: its answer may never come
+    seen: tuple[int, int] | None = None  # batches, steps
+    known = StepProgress(0, None)
+    since = slept = loop.time()
     while not is_over():
-        await asyncio.sleep(timeout_s / 4)
-        progress = watched.num_open == 0 or watched.num_batches != seen_batches
-        seen_batches = watched.num_batches
-        if not progress:  # no chunk since the last look: was there a step at least?
-            if question is None:
-                question = loop.run_in_executor(None, watched.num_steps)
-            await asyncio.wait({question}, timeout=timeout_s / 4)
-            if question.done():
-                steps = seen_steps if question.exception() is not None else question.result()
-                progress, seen_steps, question = steps != seen_steps, steps, None
-        if progress:
-            since = loop.time()
-            watched.on_progress()
-        elif (stalled_s := loop.time() - since) >= DEATH_FACTOR * timeout_s:
-            watched.on_death(stalled_s)
-        elif stalled_s >= timeout_s:
-            watched.on_stall(stalled_s)
+        await asyncio.sleep(look_s)
+        now = loop.time()
+        if (lost := now - slept - look_s) > limits.least_s:
+            since += lost
+        slept = now
+        if question is None:
+            question = loop.run_in_executor(None, engine.progress)
+        await asyncio.wait({question}, timeout=look_s)
+        if question.done():
+            known = known if question.exception() is not None else question.result()
+            question = None
+        state = (engine.num_batches, known.num_steps)
+        if engine.num_open == 0 or state != seen:
+            seen, since = state, loop.time()
+        still_s = loop.time() - since
+        limit_s = limits.limit_s(known.expected_s)
+        stalled_s = max(still_s, engine.longest_cancel_s()) if engine.num_open else 0.0
+        if stalled_s < limit_s:
+            engine.on_progress()
+        elif stalled_s < limit_s + limits.give_up_s:
+            engine.on_stall(stalled_s)
+        else:
+            engine.on_death(stalled_s)

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, Literal
 
@@ -53,7 +55,7 @@ class CompileProcess:
                 connection.send_bytes(text.encode("utf-8", "surrogatepass"))
                 if not connection.poll(self._limits.compile_timeout_s):
                     raise self._too_slow(field)
-                answer = connection.recv_bytes(self._limits.compile_memory_bytes)  # it cannot hold more
+                answer = self._receive(connection)
                 outcome, content = decode_answer(answer, self._vocabulary.num_words)
             except (EOFError, OSError):
                 raise self._died(field) from None
@@ -63,6 +65,13 @@ class CompileProcess:
             return content
         message = str(content) if str(content).startswith(field) else f"{field}: {content}"
         raise Unsupported(message, field) if outcome == UNSUPPORTED else InvalidRequest(message, field)
+
+    def _receive(self, connection: Connection) -> bytes:
+        """An answer that has begun. A child that does not end it is killed: EOFError, as when it dies by itself."""
+        child = self._child
+        assert child is not None
+        with _killed_after(self._limits.compile_timeout_s, child):
+            return connection.recv_bytes(self._limits.compile_memory_bytes)  # it cannot hold more
 
     def close(self) -> None:
         """Kill the child, also in the middle of a compile. Idempotent."""
@@ -143,6 +152,16 @@ class CompileProcess:
         self._end_child()
         logger.warning("the compile worker for a %s gave a malformed answer: %s", self._kind, error)
         return _failed(field)
+
+
+@contextmanager
+def _killed_after(seconds: float, child: subprocess.Popen[bytes]) -> Iterator[None]:
+    timer = threading.Timer(seconds, child.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _failed(field: str) -> InvalidRequest:

@@ -8,11 +8,20 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 
-from briton.engine.types import ExecutorStats, FinishReason, GenerationRequest, ModelInfo, RankStats, TokenChunk
+from briton.engine.types import (
+    ExecutorStats,
+    FinishReason,
+    GenerationRequest,
+    ModelInfo,
+    RankStats,
+    StepProgress,
+    TokenChunk,
+)
 from briton.engine.validation import check_request
 from briton.errors import EngineDead, InvalidRequest, QueueFull
 from briton.local.lookahead.costs import CostCurve
 from briton.local.plan import Forward
+from briton.local.scheduler import Policies
 from briton.local.sequence import RequestState
 from briton.local.settings import SchedulerPolicy
 from briton.local.step_loop import StepLoop
@@ -32,14 +41,18 @@ class LocalExecutor:
         policy: SchedulerPolicy,
         enable_chunked_context: bool = True,
         costs: CostCurve | None = None,
+        policies: Policies | None = None,
         close: Callable[[], None] | None = None,
         rank_stats: Callable[[], tuple[RankStats, ...]] = tuple,
     ) -> None:
-        """Start it. `costs`: see `StepLoop`. `close` is called by its thread at shutdown, after the last step; not
-        after a failure. `rank_stats` are those of all ranks, where there are several."""
+        """Start it. `costs` and `policies`: see `StepLoop`. `close` is called by its thread at shutdown, after
+        the last step; not after a failure. `rank_stats` are those of all ranks, where there are several."""
         self.info = info
         self._chunked = enable_chunked_context
-        self._loop = StepLoop(info, policy=policy, enable_chunked_context=enable_chunked_context, costs=costs)
+        self._loop = StepLoop(
+            info, policy=policy, enable_chunked_context=enable_chunked_context, costs=costs, policies=policies
+        )
+        self.cost = self._loop.policies.cost
         self._open: dict[int, RequestState] = {}  # accepted and without a final chunk, the inbox included
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)  # something came into the inbox
@@ -71,7 +84,7 @@ class LocalExecutor:
         with self._lock:
             if self._dead or self._closing:
                 raise self._dead or EngineDead("the executor is shut down")
-            if len(self._inbox) + self._loop.scheduler.num_waiting_requests >= self.info.max_queue_size:
+            if self._num_waiting() >= self.info.max_queue_size:
                 raise QueueFull(f"{self.info.max_queue_size} requests are waiting, which is the limit: try again later")
             self._open[request.request_id] = accepted
             self._inbox.append(accepted)
@@ -100,7 +113,7 @@ class LocalExecutor:
         free = blocks.num_free_blocks
         return ExecutorStats(
             num_running=len(scheduler.running),
-            num_waiting=scheduler.num_waiting_requests + len(self._inbox),
+            num_waiting=scheduler.num_waiting_sequences + len(self._inbox),
             kv_blocks_total=blocks.num_blocks,
             kv_blocks_used=blocks.num_blocks - free,
             kv_blocks_cached=blocks.num_cached_free_blocks,
@@ -110,12 +123,24 @@ class LocalExecutor:
             **asdict(self._loop.counters),
         )
 
+    def progress(self) -> StepProgress:
+        """See `Executor.progress`."""
+        return StepProgress(self._loop.counters.num_steps, self._loop.expected_s)
+
     def shutdown(self) -> None:
         """See `Executor.shutdown`."""
         with self._lock:
             self._closing = True
             self._work.notify()
         self._thread.join()
+
+    def _num_waiting(self) -> int:
+        """Requests that cannot start with the next step: those that the last one left, or more than it has room for."""
+        scheduler = self._loop.scheduler
+        num_unstarted = len(self._inbox) + scheduler.num_waiting_requests
+        if scheduler.num_left_waiting:
+            return num_unstarted
+        return num_unstarted - max(0, self.info.max_batch_size - len(scheduler.running))
 
     def _run(self, forward: Forward, close: Callable[[], None] | None) -> None:
         error: EngineDead | None = None

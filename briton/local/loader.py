@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from briton.engine.order import OrderRules
 from briton.engine.types import ModelInfo, RankStats
 from briton.engine.validation import check_sampling
 from briton.errors import BuildError, ConfigError, InvalidRequest
@@ -13,6 +14,7 @@ from briton.local.executor import LocalExecutor
 from briton.local.model_runner import ModelRunner
 from briton.local.plan import Forward
 from briton.local.ranks.steps import LeadingForward, follow
+from briton.local.scheduler import Policies
 from briton.local.settings import BLOCK_SIZE, LocalSettings
 from briton.model.engine_dir import EngineManifest, load_manifest
 from briton.model.generation_config import GENERATION_CONFIG, default_sampling
@@ -91,6 +93,10 @@ def load_local_executor(
         policy=settings.policy,
         enable_chunked_context=settings.enable_chunked_context,
         costs=costs,
+        policies=Policies(
+            rules=OrderRules(settings.max_priority, settings.priority_aging_s),
+            target_inter_token_s=settings.target_inter_token_s,
+        ),
         close=close,
         rank_stats=rank_stats,
     )

@@ -94,9 +94,8 @@ class Sampler:
             sequence.penalties.apply(row, sampling)
         if sampling.logit_bias:
             row[list(sampling.logit_bias)] += np.fromiter(sampling.logit_bias.values(), np.float32)
-        for *head, last in sampling.bad_words:
-            if not head or sequence.token_ids[-len(head) :] == head:
-                row[last] = -np.inf
+        if bad_words := sequence.request_state.bad_words:
+            row[bad_words.forbidden(sequence.token_ids)] = -np.inf
         if sequence.num_output_tokens < sampling.min_tokens:
             row[self._stop_token_ids] = -np.inf
             row[list(sampling.stop_token_ids)] = -np.inf

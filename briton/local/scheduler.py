@@ -1,29 +1,48 @@
-"""What runs next. One rule: computed tokens catch up with tokens, at most `max_num_tokens` of them a step.
+"""What runs next. One rule: computed tokens catch up with tokens, as many a step as its budget has.
 
-There is no prefill phase and no decode phase. In-flight batching, chunked context, prefix reuse and preemption by
-recompute all follow from that rule. Decides only: no model, no clock but for time stamps, no chunks.
+There is no prefill phase and no decode phase. In-flight batching, chunked prefill, prefix reuse and preemption by
+recompute all follow from that rule. Decides only: no model, no chunks, and of the clock just what time it is.
 """
 
 from __future__ import annotations
 
-import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
+from briton.engine.budget import prompt_tokens
+from briton.engine.order import CallerCounters, OrderRules, Rank
+from briton.engine.output_lengths import OutputLengths
+from briton.engine.step_cost import StepCost, StepShape
+from briton.engine.types import FinishReason
 from briton.local.block_manager import BlockManager
 from briton.local.draft import Draft
 from briton.local.plan import ScheduledSequence, StepPlan
 from briton.local.sequence import RequestState, SequenceState
 from briton.local.settings import SchedulerPolicy
+from briton.local.waiting_queue import WaitingQueue, rank_of
+
+
+@dataclass(slots=True)
+class Policies:
+    """What the scheduler asks: how long steps take, how long outputs become, who was served how much."""
+
+    cost: StepCost = field(default_factory=StepCost)
+    lengths: OutputLengths = field(default_factory=OutputLengths)
+    counters: CallerCounters = field(default_factory=CallerCounters)
+    rules: OrderRules = field(default_factory=OrderRules)
+    target_inter_token_s: float | None = None  # the time between tokens that running streams are to keep beside prompts
+    clock: Callable[[], float] = time.monotonic
 
 
 class Scheduler:
     """Running and waiting sequences, and the two capacity policies of TensorRT-LLM's batch manager.
 
-    guaranteed_no_evict starts a sequence only when the cache can hold all it may ever write, beside all that runs:
-    nothing that started is ever stopped. max_utilization starts as much as fits now, and when the cache runs full stops
-    the sequence that was started last: it waits again, and computes its tokens anew, but for those that it still finds
-    in the cache.
+    guaranteed_no_evict starts a sequence only when the cache can hold all that it may ever write, beside all that
+    runs, and never stops it. That holds for limits that callers gave: where nobody set one, the length that outputs
+    seldom exceed is reserved, and in the rare overflow the least important of such sequences gives way.
+    max_utilization starts as much as fits now, and when the cache runs full the least important sequence gives way. It
+    waits again, and computes its tokens anew: its cached blocks permitting, it finds them.
     """
 
     def __init__(
@@ -34,17 +53,20 @@ class Scheduler:
         max_num_tokens: int,
         policy: SchedulerPolicy,
         enable_chunked_context: bool = True,
+        policies: Policies | None = None,
     ) -> None:
         self.blocks = blocks
         self.running: list[SequenceState] = []  # in admission order
         self.num_preemptions = 0
         self.num_cached_tokens = 0  # prompt tokens found in the cache, since start
         self.num_waiting_requests = 0  # none of whose sequences was ever started
-        self._waiting: set[SequenceState] = set()
-        self._queue: list[tuple[tuple[int, int, int], SequenceState]] = []  # a heap of those, and of some that left
+        self.num_left_waiting = 0  # of those, what the last step could not start
+        self.policies = policies or Policies()
+        self._waiting = WaitingQueue(self.policies.rules, self.policies.counters)
+        self._num_open: dict[str, int] = {}  # requests of each caller
         self._max_batch_size = max_batch_size
         self._max_num_tokens = max_num_tokens
-        self._policy = policy
+        self._guarantees = policy == "guaranteed_no_evict"
         self._chunked = enable_chunked_context
 
     @property
@@ -57,35 +79,63 @@ class Scheduler:
         """Waiting sequences, in no particular order."""
         return list(self._waiting)
 
+    @property
+    def num_waiting_sequences(self) -> int:
+        """Sequences that wait: of new requests, siblings, and preempted ones."""
+        return len(self._waiting)
+
     def add(self, state: RequestState) -> None:
         """Queue a request's first sequence; the others follow when it has computed the prompt, and find it in the
         cache."""
+        caller = state.request.caller
+        if caller not in self._num_open:
+            self.policies.counters.join(caller, self._num_open)
+        self._num_open[caller] = self._num_open.get(caller, 0) + 1
         self.num_waiting_requests += 1
-        self._push(state.sequences[0])
+        self._waiting.push(state.sequences[0])
+
+    def leave(self, state: RequestState) -> None:
+        """A request has ended, with all of its sequences."""
+        caller = state.request.caller
+        self._num_open[caller] -= 1
+        if self._num_open[caller] == 0:
+            del self._num_open[caller]
+            self.policies.counters.leave(caller, self._num_open)
 
     def schedule(self) -> StepPlan:
-        """The next step, oldest sequence first. Empty only when nothing runs or waits."""
+        """The next step: who generates first, then prompts in order. Empty only when nothing runs or waits."""
+        now = self.policies.clock()
         plan: StepPlan = []
-        budget = self._max_num_tokens
+        decoding = [s for s in self.running if s.num_output_tokens > 0 and self._missing(s) <= self.blocks.block_size]
         preempted = False
-        for sequence in list(self.running):
+        budget = self._max_num_tokens
+        for sequence in decoding:
             if not sequence.block_table:
                 continue  # preempted further up in this loop
             count = self._take(sequence, budget)
             if count == 0:
-                break
-            while not self.blocks.can_extend(sequence, sequence.num_computed_tokens + count):
-                victim = self.running[-1]
-                self._preempt(victim)
-                preempted = True
-                if victim is sequence:
-                    break
-            else:
-                self.blocks.extend(sequence, sequence.num_computed_tokens + count)
+                continue
+            preempted |= self._make_room(sequence, sequence.num_computed_tokens + count, now)
+            if sequence.block_table:
                 plan.append(ScheduledSequence(sequence, count))
                 budget -= count
+        plan = [entry for entry in plan if entry.sequence.block_table]
+        is_decoding = {id(sequence) for sequence in decoding}
+        budget = self._prompt_budget(plan, budget)
+        for sequence in sorted(self.running, key=lambda s: self._rank(s, now)):
+            if id(sequence) in is_decoding or not sequence.block_table:
+                continue
+            count = self._take(sequence, budget)
+            if count == 0:
+                break
+            preempted |= self._make_room(sequence, sequence.num_computed_tokens + count, now)
+            if sequence.block_table:
+                plan.append(ScheduledSequence(sequence, count))
+                budget -= count
+        plan = [entry for entry in plan if entry.sequence.block_table]
         if not preempted:
-            self._admit(plan, budget)
+            self._admit(plan, budget, now)
+        self.num_left_waiting = self.num_waiting_requests
         return plan
 
     def attach_drafts(self, plan: StepPlan, drafts: Sequence[Draft | None]) -> StepPlan:
@@ -96,70 +146,105 @@ class Scheduler:
         for entry, proposed in zip(plan, drafts, strict=True):
             sequence, draft = entry.sequence, proposed
             if draft is not None:
-                promised = sequence.max_num_tokens if self._policy == "guaranteed_no_evict" else 0
-                own = max(self.blocks.blocks_for(promised), len(sequence.block_table))
-                room = (own + unpromised) * self.blocks.block_size - sequence.num_tokens
-                draft = draft if len(draft) <= room else draft.cut(room)
+                own = max(self.blocks.blocks_for(self._likely_end(sequence)), len(sequence.block_table))
+                room = (own + max(0, unpromised)) * self.blocks.block_size - sequence.num_tokens
+                draft = draft if len(draft) <= room else draft.cut(max(0, room))
                 end = sequence.num_tokens + len(draft)
+                if self.blocks.blocks_missing(sequence, end) > self._extendable(sequence):
+                    draft, end = draft.cut(0), sequence.num_tokens  # what is likely was reserved, and others took it
                 unpromised -= max(0, self.blocks.blocks_for(end) - own)
                 self.blocks.extend(sequence, end)
             result.append(entry._replace(draft=draft or None))
         return result
 
-    def update(self, sequence: SequenceState, num_new_tokens: int) -> None:
-        """Book computed tokens of one scheduled sequence; blocks that only a draft needed go back."""
+    def update(self, sequence: SequenceState, num_new_tokens: int, num_output_tokens: int = 0) -> None:
+        """Book computed tokens of one scheduled sequence, and what it gave its caller; blocks that only a draft needed
+        go back."""
+        left = max(0, sequence.num_prompt_tokens - sequence.num_computed_tokens)
+        self.policies.counters.charge(sequence.request.caller, min(left, num_new_tokens), num_output_tokens)
         sequence.num_computed_tokens += num_new_tokens
         self.blocks.commit(sequence)
         self.blocks.trim(sequence)
 
     def start_siblings(self, state: RequestState) -> None:
-        """Queue the other n - 1 sequences, now that the prompt's blocks can be shared."""
-        for sequence in state.sequences[1:]:
+        """Queue the other n - 1 sequences, now that the prompt's blocks can be shared, and their hashes are known."""
+        first, *others = state.sequences
+        hashes = first.block_hashes[: first.num_prompt_tokens // self.blocks.block_size]
+        for sequence in others:
             sequence.token_ids.extend(state.request.prompt_token_ids)
-            self._push(sequence)
+            sequence.block_hashes.extend(hashes)
+            self._waiting.push(sequence)
 
     def finish(self, sequence: SequenceState) -> None:
-        """Free a sequence that has ended, wherever it is. One that waits leaves a gap in the queue, which is put in
-        order again when half of it are gaps: many that leave at once cost no more than they did to come."""
+        """Free a sequence that has ended, wherever it is."""
         if sequence in self.running:
             self.running.remove(sequence)
             self.blocks.free(sequence)
-            return
-        if sequence in self._waiting:
-            self._waiting.remove(sequence)
-            if sequence.request_state.scheduled_at is None:
-                self.num_waiting_requests -= 1
-            if len(self._queue) > 2 * len(self._waiting):  # gaps still hold their prompts
-                self._queue = [entry for entry in self._queue if entry[1] in self._waiting]
-                heapq.heapify(self._queue)
+            if sequence.finish_reason is FinishReason.STOP and not sequence.request.has_limit:
+                self.policies.lengths.observe(sequence.num_output_tokens)
+        elif self._waiting.remove(sequence) and sequence.request_state.scheduled_at is None:
+            self.num_waiting_requests -= 1
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless queues and blocks are consistent."""
         assert len(set(map(id, self.running))) == len(self.running) <= self._max_batch_size
         assert all(not sequence.block_table for sequence in self.waiting), "a waiting sequence holds blocks"
         assert not {id(s) for s in self.running} & {id(s) for s in self.waiting}
-        queued = [sequence for _, sequence in self._queue if sequence in self._waiting]
-        assert len(queued) == len(self._waiting), "a sequence waits outside the queue, or twice in it"
         self.blocks.check_invariants(self.running)
-        if self._policy == "guaranteed_no_evict":
-            assert self._reserved() <= self.blocks.num_free_blocks, "more was promised than is free"
+        assert self._promised() <= self.blocks.num_free_blocks, "more was promised than is free"
 
-    def _admit(self, plan: StepPlan, budget: int) -> None:
+    def _prompt_budget(self, plan: StepPlan, most: int) -> int:
+        """Tokens of prompts in a step with these sequences that generate."""
+        policies = self.policies
+        if not self._chunked or policies.target_inter_token_s is None or not plan:
+            return most
+        shape = step_shape(plan)
+        first = next((s for s in self.running if s.num_output_tokens == 0), None)
+        num_past = 0 if first is None else first.num_computed_tokens
+        return prompt_tokens(policies.cost, shape, num_past, target_s=policies.target_inter_token_s, most=most)
+
+    def _make_room(self, sequence: SequenceState, num_tokens: int, now: float) -> bool:
+        """Extend a running sequence to `num_tokens`. Whoever is least important gives way until it fits, in the end
+        the sequence itself; True when somebody did."""
+        preempted = False
+        while self.blocks.blocks_missing(sequence, num_tokens) > self._extendable(sequence):
+            victim = max((s for s in self.running if self._may_give_way(s)), key=lambda s: self._rank(s, now))
+            self._preempt(victim)
+            preempted = True
+            if victim is sequence:
+                return True
+        self.blocks.extend(sequence, num_tokens)
+        return preempted
+
+    def _extendable(self, sequence: SequenceState) -> int:
+        """Free blocks that a running sequence may take: whoever was promised nothing leaves what others were."""
+        free = self.blocks.num_free_blocks
+        return free if self._is_promised(sequence) else free - self._promised()
+
+    def _may_give_way(self, sequence: SequenceState) -> bool:
+        return bool(sequence.block_table) and not self._is_promised(sequence)
+
+    def _is_promised(self, sequence: SequenceState) -> bool:
+        """Whether the cache is guaranteed to hold all it may ever write."""
+        return self._guarantees and sequence.request.has_limit
+
+    def _admit(self, plan: StepPlan, budget: int, now: float) -> None:
         if not self._waiting:
             return
         unpromised = self.blocks.num_free_blocks - self._reserved()
-        while self._waiting and budget > 0 and len(self.running) < self._max_batch_size:
-            sequence = self._head()
+        while budget > 0 and len(self.running) < self._max_batch_size:
+            sequence = self._waiting.first(now)
+            if sequence is None:
+                return
             matched = self.blocks.match_prefix(sequence)
             num_cached = len(matched) * self.blocks.block_size
             count = min(sequence.num_tokens - num_cached, budget)
             if count < sequence.num_tokens - num_cached and not self._may_chunk(sequence):
                 return
-            end = sequence.max_num_tokens if self._policy == "guaranteed_no_evict" else num_cached + count
+            end = max(self._likely_end(sequence), num_cached + count)
             needed = self.blocks.blocks_for(end) - len(matched) + self.blocks.num_free_among(matched)
             if needed > unpromised:
                 return  # nobody behind it overtakes: no starvation
-            heapq.heappop(self._queue)
             self._waiting.remove(sequence)
             self.blocks.take_prefix(sequence, matched)
             self.blocks.extend(sequence, num_cached + count)
@@ -172,19 +257,35 @@ class Scheduler:
     def _note_start(self, sequence: SequenceState, num_cached: int) -> None:
         state = sequence.request_state
         if state.scheduled_at is None:
-            state.scheduled_at = time.monotonic()
+            state.scheduled_at = self.policies.clock()
             state.cached_tokens = num_cached
             self.num_cached_tokens += num_cached
             self.num_waiting_requests -= 1
 
-    def _reserved(self) -> int:
-        """Free blocks that running sequences may still need, and that were promised to them."""
-        if self._policy != "guaranteed_no_evict":
+    def _likely_end(self, sequence: SequenceState) -> int:
+        """The length for which a sequence's blocks are reserved; 0: none are."""
+        if not self._guarantees:
             return 0
-        return sum(self.blocks.blocks_missing(s, s.max_num_tokens) for s in self.running)
+        if sequence.request.has_limit:
+            return sequence.max_num_tokens
+        likely = self.policies.lengths.likely_end(sequence.num_output_tokens)
+        return min(sequence.max_num_tokens, sequence.num_prompt_tokens + likely)
+
+    def _reserved(self) -> int:
+        """Free blocks that running sequences may still need, and that are kept for them."""
+        return sum(self.blocks.blocks_missing(s, self._likely_end(s)) for s in self.running)
+
+    def _promised(self) -> int:
+        """Of those, what is guaranteed."""
+        if not self._guarantees:
+            return 0
+        return sum(self.blocks.blocks_missing(s, s.max_num_tokens) for s in self.running if s.request.has_limit)
+
+    def _missing(self, sequence: SequenceState) -> int:
+        return sequence.num_tokens - sequence.num_computed_tokens
 
     def _take(self, sequence: SequenceState, budget: int) -> int:
-        missing = sequence.num_tokens - sequence.num_computed_tokens
+        missing = self._missing(sequence)
         return min(missing, budget) if missing <= budget or self._may_chunk(sequence) else 0
 
     def _may_chunk(self, sequence: SequenceState) -> bool:
@@ -192,18 +293,22 @@ class Scheduler:
         is chunked all the same."""
         return self._chunked or sequence.num_output_tokens > 0
 
+    def _rank(self, sequence: SequenceState, now: float) -> Rank:
+        return rank_of(sequence, now, self.policies.rules, self.policies.counters)
+
     def _preempt(self, sequence: SequenceState) -> None:
         self.running.remove(sequence)
         self.blocks.free(sequence)
-        self._push(sequence)
+        self._waiting.push(sequence)
         self.num_preemptions += 1
 
-    def _push(self, sequence: SequenceState) -> None:
-        self._waiting.add(sequence)
-        heapq.heappush(self._queue, (sequence.order, sequence))
 
-    def _head(self) -> SequenceState:
-        """The first of those that wait; what has left the queue goes on the way."""
-        while self._queue[0][1] not in self._waiting:
-            heapq.heappop(self._queue)
-        return self._queue[0][1]
+def step_shape(plan: StepPlan) -> StepShape:
+    """What decides the cost of a plan, drafts included."""
+    num_tokens = num_rows = attended = 0
+    for entry in plan:
+        count = entry.num_new_tokens + len(entry.draft or ())
+        num_tokens += count
+        num_rows += entry.num_rows if entry.samples else 0
+        attended += count * entry.sequence.num_computed_tokens + count * (count + 1) // 2
+    return StepShape(num_tokens, num_rows, attended)

@@ -15,6 +15,7 @@ from briton.engine.types import (
     Speculation,
 )
 from briton.guidance.guide import Guide
+from briton.local.bad_words import BadWords
 from briton.local.penalties import PenaltyState
 
 
@@ -64,11 +65,6 @@ class SequenceState:
         """The longest this sequence can become."""
         return self.num_prompt_tokens + self.sampling.max_tokens
 
-    @property
-    def order(self) -> tuple[int, int, int]:
-        """Admission order: priority, then arrival, then index. Smaller goes first."""
-        return (-self.request.priority, self.request.request_id, self.index)
-
 
 @dataclass(eq=False, slots=True)
 class RequestState:
@@ -76,6 +72,7 @@ class RequestState:
     and share its blocks."""
 
     request: GenerationRequest
+    bad_words: BadWords
     sequences: list[SequenceState] = field(default_factory=list)
     has_ended: bool = False  # before its time or not: nothing is computed for it any more
     cached_tokens: int = 0
@@ -90,7 +87,7 @@ class RequestState:
     def create(cls, request: GenerationRequest) -> RequestState:
         """Make the n sequences. Each has a random stream of its own, from (seed, index): what else is in a batch
         cannot matter."""
-        self = cls(request)
+        self = cls(request, BadWords(request.sampling.bad_words))
         seed = request.sampling.seed
         entropy = np.random.SeedSequence().entropy if seed is None else seed % 2**64
         for index in range(request.sampling.n):

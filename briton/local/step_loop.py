@@ -18,7 +18,7 @@ from briton.local.lookahead.speculator import Speculator
 from briton.local.output import OutputProcessor
 from briton.local.plan import Forward, ScheduledSequence, StepPlan, step_inputs
 from briton.local.sampler import Sampler, StepLogits
-from briton.local.scheduler import Scheduler
+from briton.local.scheduler import Policies, Scheduler, step_shape
 from briton.local.sequence import RequestState, SequenceState
 from briton.local.settings import SchedulerPolicy
 from briton.local.verification import Verified, verify
@@ -51,8 +51,11 @@ class StepLoop:
         policy: SchedulerPolicy,
         enable_chunked_context: bool = True,
         costs: CostCurve | None = None,
+        policies: Policies | None = None,
     ) -> None:
         """`costs` are asked for by an engine that speculates (`info.lookahead`): they say what it may cost."""
+        self.policies = policies or Policies()
+        self.expected_s: float | None = None  # what the step it is in, or was in last, should take
         self.blocks = BlockManager(info.kv_cache_tokens // info.kv_block_size, info.kv_block_size)
         self.scheduler = Scheduler(
             self.blocks,
@@ -60,6 +63,7 @@ class StepLoop:
             max_num_tokens=info.max_num_tokens,
             policy=policy,
             enable_chunked_context=enable_chunked_context,
+            policies=self.policies,
         )
         self.speculator = None if costs is None or info.lookahead is None else Speculator(info, costs)
         self.output = OutputProcessor(info.stop_token_ids)
@@ -85,6 +89,8 @@ class StepLoop:
             return plan
         if self.speculator is not None:
             plan = self.speculator.with_drafts(plan, self.scheduler.attach_drafts)
+        shape = step_shape(plan)
+        self.expected_s = self.policies.cost.expected(shape)
         inputs = step_inputs(plan)
         self.counters.num_prompt_tokens += sum(_num_prompt_tokens(entry) for entry in plan)
         dispatched = time.perf_counter()
@@ -92,6 +98,7 @@ class StepLoop:
         computed = time.perf_counter()
         self._book(plan, StepLogits(logits), chunks)
         ended = time.perf_counter()
+        self.policies.cost.observe(shape, ended - started)
         self.counters.num_steps += 1
         self.counters.step_s += ended - started
         self.counters.host_s += ended - started - (computed - dispatched)
@@ -103,7 +110,7 @@ class StepLoop:
             logger.error("request %d failed", state.request.request_id, exc_info=error)
         for sequence in state.sequences:
             self._finish(sequence)
-        state.has_ended = True
+        self._leave(state)
         return self.output.ended(state, reason, error)
 
     def end_all(
@@ -137,7 +144,7 @@ class StepLoop:
                 self.scheduler.update(sequence, entry.num_new_tokens)
                 continue
             verified = verify(entry, logits, first_row, self._sampler, self.output)
-            self.scheduler.update(sequence, entry.num_new_tokens + verified.num_in_place)
+            self.scheduler.update(sequence, entry.num_new_tokens + verified.num_in_place, len(verified.sampled))
             if self.speculator is not None:
                 self.speculator.update(entry, verified, logits, first_row)
             self._count(entry, verified)
@@ -146,7 +153,8 @@ class StepLoop:
                 self.scheduler.start_siblings(state)
             if sequence.finish_reason is not None:
                 self._finish(sequence)
-                state.has_ended = state.is_finished
+                if state.is_finished:
+                    self._leave(state)
             if verified.sampled and (chunk := self.output.chunk(sequence, verified.sampled)) is not None:
                 chunks.append(chunk)
             if verified.error is not None:
@@ -157,6 +165,11 @@ class StepLoop:
         self.scheduler.finish(sequence)
         if self.speculator is not None:
             self.speculator.forget(sequence)
+
+    def _leave(self, state: RequestState) -> None:
+        """A request has ended, with all its sequences."""
+        state.has_ended = True
+        self.scheduler.leave(state)
 
     def _count(self, entry: ScheduledSequence, verified: Verified) -> None:
         state, counters = entry.sequence.request_state, self.counters

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import anyio
 
 from briton.config.config import Config
-from briton.engine.engine import Engine
+from briton.engine.engine import SHUTDOWN_S, Engine
 from briton.engine.executor import Executor
+from briton.engine.watchdog import StallLimits
 from briton.errors import BuildError, EngineDead, Unsupported
 from briton.guidance.compiler import GuideCompiler
 from briton.guidance.limits import GuideLimits
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 LAST_RESPONSES_S = 2.0  # what open calls get to send what they have, when the engine has stopped
+AT_ONCE_S = 0.5  # what anything gets after a second signal
 
 
 def run_engine(
@@ -71,7 +73,12 @@ async def _run(config: Config, engine_dir: Path, host: str, port: int, rank_cont
         await server.stop(0)
         raise
     never_preempt()  # from here on; the model's threads run already
-    engine = Engine(executor, compiler=compiler, request_timeout_s=config.briton.request_timeout_s)
+    engine = Engine(
+        executor,
+        compiler=compiler,
+        request_timeout_s=config.briton.request_timeout_s,
+        stall=StallLimits(least_s=config.briton.stall_timeout_s, give_up_s=config.briton.give_up_timeout_s),
+    )
     engine.start()
     job.watch(engine)
     server.attach(engine, tokenizer)
@@ -91,19 +98,29 @@ async def _run(config: Config, engine_dir: Path, host: str, port: int, rank_cont
     await _drain(engine, server, signals, config.briton.drain_timeout_s)
     if compiler is not None:
         compiler.close()
-    await death
+    if engine.hung:
+        _leave(1)  # its threads may never return
     return 0
 
 
 async def _drain(engine: Engine, server: EngineServer, signals: _Signals, timeout_s: float) -> None:
-    """Not healthy at once; open requests finish, or are cut when the time is up or a second signal comes."""
+    """Not healthy at once; open requests finish, or are cut when the time is up or a second signal comes.
+
+    The executor then gets SHUTDOWN_S to end its threads, or AT_ONCE_S from a second signal on, whenever it comes.
+    """
     logger.info("draining: %d open requests, at most %g s", engine.num_open, timeout_s)
     drained = asyncio.ensure_future(engine.drain(timeout_s))
-    if not (await signals.before(drained) and drained.result()):
+    patient = await signals.before(drained)
+    if not (patient and drained.result()):
         logger.warning("the drain was cut short: %d requests end early", engine.num_open)
-    await engine.stop()
-    await server.stop(LAST_RESPONSES_S)
-    logger.info("drained")
+    stopping = asyncio.ensure_future(engine.stop(SHUTDOWN_S if patient else AT_ONCE_S))
+    if patient and not await signals.before(stopping):
+        patient = False
+        engine.give_up("a second signal ended the engine before its executor had ended")
+    await stopping
+    await server.stop(LAST_RESPONSES_S if patient else AT_ONCE_S)
+    if not engine.hung:
+        logger.info("drained")
 
 
 def _load(

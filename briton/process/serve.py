@@ -114,12 +114,14 @@ def child_specs(
         (*briton, "engine", *common, *engine_args),
         functools.partial(probes.engine_is_serving, addresses.engine),
         ChildLines(writer, "engine", log_format),
+        functools.partial(probes.engine_is_live, addresses.engine),
     )
     gateway = ChildSpec(
         "gateway",
         (*briton, "gateway", *common, *gateway_args),
         functools.partial(probes.gateway_is_ready, addresses.gateway),
         ChildLines(writer, "gateway", log_format),
+        functools.partial(probes.gateway_is_live, addresses.gateway),
     )
     return engine, gateway
 

@@ -23,12 +23,14 @@ _LAST_GRACE_S = 5.0  # what a child gets to end, when those before it have used 
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """A program to keep running. `is_ready` is asked while it starts, and must answer within about a second."""
+    """A program to keep running. `is_ready` is asked while it starts, `is_alive` from then on; both must answer within
+    about a second."""
 
     name: str
     command: tuple[str, ...]
     is_ready: Callable[[], bool]
     on_line: Callable[[str], None]
+    is_alive: Callable[[], bool] = lambda: True
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class RestartPolicy:
     max_delay_s: float = 10.0
     max_failures: int = 6  # in a row; the next one ends the supervisor
     stable_s: float = 60.0  # ready for so long, and the next death is the first again
+    look_s: float = 1.0  # between two questions whether a child that is ready is alive
+    unresponsive_s: float = 10.0  # a child that has not been alive for so long is ended, and started again
 
     def delay_s(self, failures: int) -> float:
         """How long to wait before the restart that follows this many failures in a row."""
@@ -64,6 +68,8 @@ class _Slot:
     started_at: float = 0.0
     ready_at: float | None = None  # of this process
     was_ready: bool = False  # of any process of this slot
+    alive_at: float = 0.0  # this process was last seen alive
+    look_at: float = 0.0  # it is asked again
     failures: int = 0  # in a row
     timed_out: bool = False  # this process was ended, since it was not ready in time
 
@@ -122,6 +128,8 @@ class Supervisor:
                     slot.start(now, self._events.put)
             elif slot.ready_at is None:
                 self._await_ready(slot, slot.process, now)
+            elif now >= slot.look_at:
+                self._look_after(slot, slot.process)
             if not slot.was_ready:
                 return  # the next one waits for it
         if not self._all_ready:
@@ -130,13 +138,26 @@ class Supervisor:
 
     def _await_ready(self, slot: _Slot, process: ChildProcess, now: float) -> None:
         if slot.spec.is_ready():
-            slot.ready_at = time.monotonic()
+            slot.ready_at = slot.alive_at = time.monotonic()
+            slot.look_at = slot.ready_at + self._policy.look_s
             slot.was_ready = True
             logger.info("%s is ready after %.1f s", slot.spec.name, slot.ready_at - slot.started_at)
         elif now - slot.started_at > self._policy.start_timeout_s:
             logger.error("%s %s: ending it", slot.spec.name, self._too_late())
             slot.timed_out = True
             slot.started_at = now  # a process stuck in the kernel: say it again, but not at once
+            process.kill()
+
+    def _look_after(self, slot: _Slot, process: ChildProcess) -> None:
+        """A process may run and do nothing: whoever was ready once is asked on."""
+        is_alive = slot.spec.is_alive()
+        now = time.monotonic()
+        slot.look_at = now + self._policy.look_s
+        if is_alive:
+            slot.alive_at = now
+        elif now - slot.alive_at > self._policy.unresponsive_s:
+            logger.error("%s has not answered for %.0f s: ending it", slot.spec.name, now - slot.alive_at)
+            slot.alive_at = now  # a process stuck in the kernel: say it again, but not at once
             process.kill()
 
     def _too_late(self) -> str:
@@ -146,7 +167,7 @@ class Supervisor:
         """Seconds, or None when nothing but an event can need one."""
         if any(slot.process is not None and slot.ready_at is None for slot in self._slots):
             return _POLL_S
-        due = [slot.start_at for slot in self._slots if slot.process is None]
+        due = [slot.start_at if slot.process is None else slot.look_at for slot in self._slots]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _next_event(self, timeout_s: float | None) -> int | ChildProcess | None:

@@ -27,7 +27,7 @@ from briton.ranks.progress import Phase, Progress, Snapshot
 
 logger = logging.getLogger(__name__)
 
-MEETING_S = 60.0  # what all ranks have to appear
+JOIN_TIMEOUT_S = 60.0  # what all ranks have to appear
 _INTRODUCTION_S = 10.0  # what a connection has to say which rank it is, which a rank does at once
 _MAX_LAG_S = 1.0  # a hub that was itself stopped for so long starts its clocks anew
 
@@ -74,7 +74,7 @@ class Hub:
         on_event: Callable[[JobFailure | LeaderExit], None],
         *,
         is_local: bool = False,
-        meeting_s: float = MEETING_S,
+        join_timeout_s: float = JOIN_TIMEOUT_S,
     ) -> None:
         """`on_event` is called from the hub's thread: once for a failure, when the members have been told; and when
         rank 0 leaves. `is_local`: all ranks are on this host, and nobody else is to reach the hub."""
@@ -91,7 +91,7 @@ class Hub:
         self._lock = threading.Lock()
         self._failure: JobFailure | None = None
         self._closing = False
-        self._deadline = time.monotonic() + meeting_s
+        self._deadline = time.monotonic() + join_timeout_s
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="job hub", daemon=True)
@@ -127,7 +127,7 @@ class Hub:
                     self._receive(key.data)
             now = time.monotonic()
             if now - seen > _MAX_LAG_S:  # this process was stopped, or starved: what members said lies in the sockets
-                self._forgive(now)
+                self._restart_clocks(now)
             seen = now
             self._drop_strangers(now)
             with self._lock:
@@ -245,7 +245,7 @@ class Hub:
                 logger.debug("a connection that did not say in time which rank it is")
                 self._drop(connection)
 
-    def _forgive(self, now: float) -> None:
+    def _restart_clocks(self, now: float) -> None:
         for connection in self._connections:
             connection.heard_at = now
 

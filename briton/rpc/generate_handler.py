@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import fields, replace
 
-from briton.engine.engine import Engine
+from briton.engine.admission import Demand
+from briton.engine.engine import Admission, Engine
 from briton.engine.request_stream import RequestStream
 from briton.engine.types import ModelInfo, SamplingParams, TokenLogprob
 from briton.engine.validation import check_sampling
@@ -19,7 +20,9 @@ from briton.text.tokenizer import LONG_TEXT, Tokenizer
 from briton.v1 import engine_pb2 as pb
 from briton.v1.current_request import MAX_REQUEST_ID_LENGTH
 from briton.v1.lengths import check_prediction_length, check_prompt_length
+from briton.v1.limits import MAX_CALLER_LENGTH
 
+CHARACTERS_PER_TOKEN = 4  # of text that is not tokenized yet
 MAX_CACHE_SALT_LENGTH = 256
 _SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
 _GUIDE_FIELDS = {SCHEMA_FIELD: "guide.json_schema", REGEX_FIELD: "guide.regex", CHOICE_FIELD: "guide.choice.choices"}
@@ -47,6 +50,16 @@ class GenerateHandler:
         lora = _adapter(request.model, info)
         _at_most("request_id", len(request.request_id), MAX_REQUEST_ID_LENGTH)
         _at_most("cache_salt", len(request.cache_salt), MAX_CACHE_SALT_LENGTH)
+        _at_most("caller", len(request.caller), MAX_CALLER_LENGTH)
+        with self._engine.admit(
+            self._demand(request, timeout_s), caller=request.caller or request.cache_salt, priority=request.priority
+        ) as admission:
+            return await self._start(request, admission, lora)
+
+    async def _start(
+        self, request: pb.GenerateRequest, admission: Admission, lora: str | None
+    ) -> tuple[RequestStream, ResponseBuilder]:
+        info = self._engine.info
         prompt = await self._prompt(request)
         prediction = await self._prediction(request)
         sampling = sampling_from_proto(request.sampling, info, len(prompt))
@@ -57,14 +70,14 @@ class GenerateHandler:
             chunks = await self._engine.submit(
                 prompt,
                 sampling,
+                admission=admission,
                 guide=guide_from_proto(request.guide),
-                priority=request.priority,
                 cache_salt=request.cache_salt,
                 stream=stream or bool(request.stop),  # whoever looks for stop strings must see tokens as they come
                 lookahead=lookahead_from_proto(request.lookahead) if request.HasField("lookahead") else None,
                 prediction_token_ids=prediction,
-                timeout_s=timeout_s,
                 lora=lora,
+                has_limit=request.sampling.HasField("max_tokens"),
             )
         except (InvalidRequest, Unsupported) as error:
             raise replace(error, field=_wire_field(error.field)) from None
@@ -77,6 +90,13 @@ class GenerateHandler:
             speculates=info.lookahead is not None,
         )
         return chunks, builder
+
+    def _demand(self, request: pb.GenerateRequest, timeout_s: float | None) -> Demand:
+        """What a request asks for, before any work is done for it: a text's tokens are guessed."""
+        sampling = request.sampling
+        num_tokens = len(request.token_ids.ids) or len(request.text) // CHARACTERS_PER_TOKEN
+        num_sequences = min(max(1, sampling.n), self._engine.info.max_batch_size)
+        return Demand(num_tokens, num_sequences, sampling.max_tokens or None, timeout_s)
 
     async def _prompt(self, request: pb.GenerateRequest) -> tuple[int, ...]:
         """The prompt's token ids, of a length that can run."""

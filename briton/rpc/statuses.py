@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, NoReturn, cast
 
 import grpc
@@ -38,9 +39,14 @@ def status_of(error: BaseException) -> grpc.Status:
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseException) -> NoReturn:
-    """End a call with an error's status."""
+    """End a call with an error's status; where its caller has gone meanwhile, the call counts as cancelled."""
     status = status_of(error)
-    await context.abort(status.code, status.details, status.trailing_metadata)
+    try:
+        await context.abort(status.code, status.details, status.trailing_metadata)
+    except grpc.aio.AbortError:
+        raise
+    except Exception as failure:  # gRPC's own, which it does not export: the status could not be sent
+        raise asyncio.CancelledError from failure
     raise AssertionError("abort returned")
 
 

@@ -20,6 +20,8 @@ from briton.text.tokenizer import Tokenizer
 _START, _END = "\U000f0000", "\U000f0001"
 # As Python and JSON spell them, for a template that prints a whole object.
 _ANY_START, _ANY_END = (rf"(?:{mark}|\\U{ord(mark):08x}|\\udb80\\udc{ord(mark) & 0xFF:02x})" for mark in (_START, _END))
+# Without one of these no mark is there; half of a pair that is spelled out is text.
+_SPELLINGS = (_START, _END, f"\\U{ord(_START):08x}", f"\\udb80\\udc{ord(_START) & 0xFF:02x}")
 _NOTHING = re.compile("(?!)")
 
 
@@ -40,7 +42,8 @@ class ControlTokens:
         self._turns = _one_of(names - sections)
         self._marked = re.compile(f"{_ANY_START}({self._any.pattern}){_ANY_END}|[{_START}{_END}]")
         self._newline = tokenizer.encode("\n")
-        self._adds_prefix = self._after_newline("a") not in (None, tokenizer.encode("a"))
+        size, longer = len(self._newline), tokenizer.encode("\na")
+        self._adds_prefix = longer[:size] == self._newline and longer[size:] != tokenizer.encode("a")
 
     def mark(self, value: Any) -> Any:
         """A string, or whatever holds strings, with each control token in them marked; keys too."""
@@ -59,14 +62,17 @@ class ControlTokens:
         Raises InvalidRequest naming `field` for text that is not Unicode, and for a control token of one character,
         which no tokenizer can read as text.
         """
+        if not any(mark in text for mark in _SPELLINGS):  # nearly always, and no regular expression is as fast
+            return self._tokenizer.encode(text, field=field)
         # Between marks stands what the template wrote; None where it took a mark from its other half.
         head, *pieces = self._marked.split(text)
-        ids = self._tokenizer.encode(head, field=field)
+        parts: list[str] = []
         for i, piece in enumerate(pieces):
             if piece:
-                parts = [piece] if i % 2 else self._apart(piece, field)
-                ids += [token_id for part in parts for token_id in self._continued(part, field)]
-        return ids
+                parts += [piece] if i % 2 else self._apart(piece, field)
+        distinct = list(dict.fromkeys(parts))
+        ids_of = dict(zip(distinct, self._continued(distinct, field), strict=True))
+        return [*self._tokenizer.encode(head, field=field), *(i for part in parts for i in ids_of[part])]
 
     def _mark_any(self, text: str) -> str:
         return self._any.sub(f"{_START}\\g<0>{_END}", text)
@@ -85,16 +91,15 @@ class ControlTokens:
             name = name[cut:]
         return [*parts, name]
 
-    def _continued(self, text: str, field: str) -> list[int]:
-        """Token ids of a text that goes on, without the space that sentencepiece puts before the start of one."""
-        ids = self._after_newline(text, field=field) if self._adds_prefix else None
-        return self._tokenizer.encode(text, field=field) if ids is None else ids
-
-    def _after_newline(self, text: str, *, field: str = "messages") -> list[int] | None:
-        """Encoded after a newline, which is taken off again; None where both became one token."""
-        ids = self._tokenizer.encode("\n" + text, field=field)
-        size = len(self._newline)
-        return ids[size:] if ids[:size] == self._newline else None
+    def _continued(self, texts: list[str], field: str) -> list[list[int]]:
+        """Token ids of texts that go on, without the space that sentencepiece puts before the start of one."""
+        alone = self._tokenizer.encode_batch(texts, field=field)
+        if not self._adds_prefix:
+            return alone
+        # Encoded after a newline, which is taken off again unless it became one token with what follows.
+        size, newline = len(self._newline), self._newline
+        after = self._tokenizer.encode_batch(["\n" + text for text in texts], field=field)
+        return [longer[size:] if longer[:size] == newline else ids for longer, ids in zip(after, alone, strict=True)]
 
 
 def _mark(value: Any, mark: Callable[[str], str]) -> Any:

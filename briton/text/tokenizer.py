@@ -59,17 +59,23 @@ class Tokenizer:
         where its tokenizer wants them; a chat template has written them already. Raises InvalidRequest naming `field`
         for text that is not Unicode (half of a surrogate pair, which JSON can spell).
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            surrogate = f"U+{ord(text[error.start]):04X}"
-            raise InvalidRequest(
-                f"{field} is not Unicode text: character {error.start} is {surrogate}, half of a surrogate pair", field
-            ) from None
-        # The batch call releases the lock, which `encode` does not, and leaves out the offsets.
-        (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        ids: list[int] = encoding.ids
+        (ids,) = self.encode_batch([text], add_special_tokens, field=field)
         return ids
+
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = False, *, field: str) -> list[list[int]]:
+        """Token ids of several texts, each by itself; otherwise as `encode`."""
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                surrogate = f"U+{ord(text[error.start]):04X}"
+                raise InvalidRequest(
+                    f"{field} is not Unicode text: character {error.start} is {surrogate}, half of a surrogate pair",
+                    field,
+                ) from None
+        # The batch call releases the lock, which `encode` does not, and leaves out the offsets.
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in encodings]
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; ids that no token has are left out."""

@@ -10,7 +10,16 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from briton.engine.types import ExecutorStats, FinishReason, GenerationRequest, ModelInfo, RankStats, TokenChunk
+from briton.engine.step_cost import StepCost
+from briton.engine.types import (
+    ExecutorStats,
+    FinishReason,
+    GenerationRequest,
+    ModelInfo,
+    RankStats,
+    StepProgress,
+    TokenChunk,
+)
 from briton.engine.validation import check_request
 from briton.errors import EngineDead, QueueFull, Unsupported
 from briton.trtllm.constraint import Constraint
@@ -43,6 +52,7 @@ class TrtllmExecutor:
     ) -> None:
         """`engine` is the library's Executor, started; `processor` is the one that its config names."""
         self.info = info
+        self.cost = StepCost()
         self._engine = engine
         self._library = library
         self._limits = limits
@@ -122,6 +132,12 @@ class TrtllmExecutor:
         self._take_iterations()
         with self._lock:
             return replace(self._book.snapshot(self._processor.seconds), ranks=self._rank_stats())
+
+    def progress(self) -> StepProgress:
+        """See `Executor.progress`. What a step should take is what the library's took on average."""
+        self._take_iterations()
+        with self._lock:
+            return self._book.progress()
 
     def shutdown(self) -> None:
         """See `Executor.shutdown`. Returns after SHUTDOWN_S even if the library does not."""

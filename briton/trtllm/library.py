@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from briton.errors import ConfigError
+from briton.trtllm.host_tensor import host_tensor
 from briton.trtllm.library_objects import EXECUTOR
-from briton.trtllm.lora import BFLOAT16
 from briton.trtllm.machine import LIBRARY, LIBRARY_VERSION, this_machine
 from briton.trtllm.mask_device import MaskDevice, MaskSizes, TorchMaskDevice
 
@@ -57,13 +57,6 @@ def load_library() -> Library:
         array=lambda tensor: tensor.float().cpu().numpy(),
         mask_device=lambda sizes: TorchMaskDevice(torch, sizes),
     )
-
-
-def host_tensor(torch: Any, array: NDArray[Any]) -> Any:
-    """A tensor on the host with an array's values, which it shares."""
-    if array.dtype == BFLOAT16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
 
 
 def first_line(error: BaseException) -> str:

@@ -42,7 +42,6 @@ LORA_MODULE_IDS = {
 }
 WEIGHTS = "model.lora_weights.npy"  # an adapter's files, as the library names them
 DESCRIPTION = "model.lora_config.npy"
-BFLOAT16 = np.dtype("V2")  # numpy has none: as the library writes it
 # Modules whose matrices the library computes at once: it has adapters for all of a group, or for none of it. Of query,
 # key and value it adds what is missing by itself; of a fused MLP it drops the adapter of one without a word.
 _GROUPS = (("attn_q", "attn_k", "attn_v"), ("mlp_h_to_4h", "mlp_gate"))

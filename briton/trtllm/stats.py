@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from briton.engine.types import ExecutorStats
+from briton.engine.types import ExecutorStats, StepProgress
 from briton.trtllm.open_request import OpenRequest
 
 
@@ -90,6 +90,10 @@ class StatsBook:
     def add_output_tokens(self, num_tokens: int) -> None:
         """Book what a chunk gave."""
         self._num_output_tokens += num_tokens
+
+    def progress(self) -> StepProgress:
+        """Steps, and the mean of their seconds."""
+        return StepProgress(self._num_steps, self._step_ms / 1000 / self._num_steps if self._num_steps else None)
 
     def snapshot(self, host_s: float) -> ExecutorStats:
         """All of it. `host_s` is the time spent in the logits processor: no other host work is told apart."""

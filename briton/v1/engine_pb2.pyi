@@ -23,7 +23,7 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "model", "token_ids", "text", "sampling", "guide", "priority", "cache_salt", "return_text", "stop", "stream", "lookahead", "prediction_token_ids", "prediction_text", "standalone_text")
+    __slots__ = ("request_id", "model", "token_ids", "text", "sampling", "guide", "priority", "cache_salt", "return_text", "stop", "stream", "lookahead", "prediction_token_ids", "prediction_text", "standalone_text", "caller")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,7 @@ class GenerateRequest(_message.Message):
     PREDICTION_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_TEXT_FIELD_NUMBER: _ClassVar[int]
     STANDALONE_TEXT_FIELD_NUMBER: _ClassVar[int]
+    CALLER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     token_ids: TokenIds
@@ -54,7 +55,8 @@ class GenerateRequest(_message.Message):
     prediction_token_ids: TokenIds
     prediction_text: str
     standalone_text: bool
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., text: _Optional[str] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., guide: _Optional[_Union[Guide, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., return_text: bool = ..., stop: _Optional[_Iterable[str]] = ..., stream: bool = ..., lookahead: _Optional[_Union[LookaheadConfig, _Mapping]] = ..., prediction_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., prediction_text: _Optional[str] = ..., standalone_text: bool = ...) -> None: ...
+    caller: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., text: _Optional[str] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., guide: _Optional[_Union[Guide, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., return_text: bool = ..., stop: _Optional[_Iterable[str]] = ..., stream: bool = ..., lookahead: _Optional[_Union[LookaheadConfig, _Mapping]] = ..., prediction_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., prediction_text: _Optional[str] = ..., standalone_text: bool = ..., caller: _Optional[str] = ...) -> None: ...
 
 class LookaheadConfig(_message.Message):
     __slots__ = ("window_size", "ngram_size", "verification_set_size")

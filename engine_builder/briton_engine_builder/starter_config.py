@@ -22,6 +22,7 @@ from briton_engine_builder.sources.shapes import read_shapes_at
 
 _HUB = ("huggingface.co", "hf.co")
 _HUB_PATH = re.compile(r"/([^/]+/[^/]+)(?:/tree/([^/]+))?/?")
+_GGUF_SUFFIX = re.compile(r"([.-](I?Q\d\w*|B?F16|F32))?\.gguf$", re.IGNORECASE)  # how it is stored is no name
 _REVISIONS = {
     CheckpointSource.HF: "main # a branch, tag or commit; the default branch where it is left out",
     CheckpointSource.PYPI: "1.0.0 # a version; the newest where it is left out",
@@ -79,7 +80,7 @@ def starter_config(model: str, folder: Path, *, has_gpu: bool) -> StarterConfig:
         repo, is_gguf = _written_path(path, folder), path.suffix == ".gguf"
         about, notes = _describe(path)
     checkpoint = _checkpoint(model, source, repo, revision)
-    name = checkpoint.name.removesuffix(".gguf")
+    name = _GGUF_SUFFIX.sub("", checkpoint.name)
     text = _TEMPLATE.format(
         about=f"{name}{about}. Written by `briton init`.",
         source=source,

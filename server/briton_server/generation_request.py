@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 from uuid import uuid4
@@ -10,6 +11,7 @@ from starlette.requests import Request
 
 from briton.v1 import engine_pb2
 from briton.v1.lengths import check_prediction_length, check_prompt_length
+from briton.v1.limits import MAX_CALLER_LENGTH
 from briton_server.body import parse_request, read_body
 from briton_server.gateway import Gateway, gateway_of
 from briton_server.generation import Generation
@@ -84,6 +86,7 @@ def new_generation(
             guide=guide,
             priority=fields.priority or 0,
             cache_salt=fields.cache_salt or "",
+            caller=_caller(fields.user),
             # The engine ends a sequence at a stop string; its text is made here, of the tokens up to there.
             stop=stop,
             standalone_text=not continues_prompt,
@@ -107,3 +110,10 @@ def new_generation(
             **dict.fromkeys(GUIDE_FIELDS, guide_field),
         },
     )
+
+
+def _caller(user: str | None) -> str:
+    """A user as the engine tells callers apart; what is longer than it takes, by its hash."""
+    if user is None or len(user) <= MAX_CALLER_LENGTH:
+        return user or ""
+    return hashlib.sha256(user.encode(errors="surrogatepass")).hexdigest()

@@ -18,7 +18,7 @@ _TOKEN_S = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2,
 
 _ENGINE_GAUGES = {
     "num_running": ("running_sequences", "Sequences in the batch"),
-    "num_waiting": ("waiting_requests", "Requests in the engine's queue"),
+    "num_waiting": ("waiting_sequences", "Sequences that wait: of new requests, siblings, and preempted ones"),
     "kv_blocks_total": ("kv_blocks", "Blocks of the KV cache"),
     "kv_blocks_used": ("kv_blocks_used", "KV cache blocks held by open requests"),
     "kv_blocks_cached": ("kv_blocks_cached", "Free KV cache blocks whose content can be reused"),

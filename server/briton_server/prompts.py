@@ -43,14 +43,16 @@ class Prompts(NamedTuple):
 
         Control tokens that a message or a variable spells are text, unless `sanitize` is false.
         """
-        checked = [_message(message, i) for i, message in enumerate(messages)]
+        checked: Sequence[Mapping[str, Any]] = [_message(message, i) for i, message in enumerate(messages)]
         self._check_characters(sum(_num_characters(message["content"]) for message in checked), max_seq_len, "messages")
         given = _template_variables(variables or {})
-        if not sanitize:
-            return self.tokenizer.encode(self.template.render(checked, **given), field="messages")
-        marked = [self.control_tokens.mark_message(message) for message in checked]
-        text = self.template.render(marked, **self.control_tokens.mark(given))
-        return self.control_tokens.encode(text, field="messages")
+        if sanitize:
+            checked = [self.control_tokens.mark_message(message) for message in checked]
+            given = self.control_tokens.mark(given)
+        text = self.template.render(checked, **given)
+        self._check_characters(len(text), max_seq_len, "messages")  # of calls, names and variables as well
+        encode = self.control_tokens.encode if sanitize else self.tokenizer.encode
+        return encode(text, field="messages")
 
     def of_completion(self, prompt: Prompt, *, max_seq_len: int) -> list[int]:
         """A text's token ids, with the BOS that the model wants; token ids as they are. Raises InvalidRequest."""

@@ -129,6 +129,12 @@ def test_a_stop_string_ends_the_text_and_does_not_leak(client: openai.OpenAI) ->
     choices = [chunk.choices[0] for chunk in stream]
     assert "".join(choice.delta.content or "" for choice in choices) == whole[: whole.index(stop)]
     assert choices[-1].finish_reason == "stop"
+    reply = client.chat.completions.create(**options, stop=[stop], extra_body=alike())
+    assert reply.choices[0].message.content == whole[: whole.index(stop)]
+    assert reply.usage is not None
+    told = reply.usage.model_dump(exclude_none=True)
+    assert set(told["timings"]) == {"queue_s", "prefill_s", "decode_s"}, "the engine ended it, and told"
+    assert {"prompt_tokens_details", "completion_tokens_details", "tokens_per_step"} <= set(told)
 
 
 def test_several_choices_and_a_seed(client: openai.OpenAI) -> None:

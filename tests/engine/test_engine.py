@@ -16,7 +16,8 @@ import pytest
 
 from briton.engine.engine import Engine, EngineState
 from briton.engine.request_stream import RequestStream
-from briton.engine.types import ExecutorStats, FinishReason, GenerationRequest, SamplingParams, TokenChunk
+from briton.engine.types import FinishReason, GenerationRequest, SamplingParams, StepProgress, TokenChunk
+from briton.engine.watchdog import StallLimits
 from briton.errors import DeadlineExceeded, EngineDead, InvalidRequest, QueueFull, Unavailable, Unsupported
 from briton.guidance.guide import Guide, GuideSpec
 from tests.fake_executor import FAKE_INFO, FakeExecutor
@@ -123,7 +124,7 @@ async def test_closing_the_stream_cancels_at_once() -> None:
         with await engine.submit(PROMPT, greedy(1000)) as stream:
             await stream.__anext__()
         assert executor.cancelled == [stream.request_id]
-        assert engine.num_open == 0
+        await until(lambda: engine.num_open == 0)
         stream.close()
         assert executor.cancelled == [stream.request_id]
 
@@ -373,10 +374,15 @@ async def test_any_exception_of_the_pump_is_a_death() -> None:
             await collect(await engine.submit(PROMPT, greedy()))
 
 
+# The executor hangs.
+
+SOON = StallLimits(least_s=0.1, factor=20, give_up_s=0.3)
+
+
 async def test_a_stalled_executor_is_not_healthy_and_may_recover() -> None:
     """Standing complaint about other servers: health stays green on a hung engine."""
     executor = FakeExecutor(step_s=0.001)
-    async with running(executor, stall_timeout_s=0.1) as engine:
+    async with running(executor, stall=replace(SOON, give_up_s=60)) as engine:
         executor.hang()
         reading = asyncio.create_task(collect(await engine.submit(PROMPT, greedy())))
         await until(lambda: engine.state is EngineState.STALLED)
@@ -385,10 +391,61 @@ async def test_a_stalled_executor_is_not_healthy_and_may_recover() -> None:
         await until(lambda: engine.state is EngineState.SERVING)
 
 
+@pytest.mark.parametrize("timeout_s", [0.03, 0.15])
+async def test_a_hung_executor_is_seen_whatever_its_callers_do(timeout_s: float) -> None:
+    """Callers whose deadlines were shorter than the stall time made a hung engine look idle, and serving, for ever."""
+    executor = FakeExecutor(step_s=0.001)
+    engine = Engine(executor, stall=SOON)
+    states: list[EngineState] = []
+    engine.on_state.append(states.append)
+    engine.start()
+    executor.hang()
+    ends: Counter[str] = Counter()
+    while engine.death is None and len(ends) < 200:
+        try:
+            await collect(await engine.submit(PROMPT, greedy(), timeout_s=timeout_s))
+        except (DeadlineExceeded, EngineDead) as error:
+            ends[type(error).__name__] += 1
+    assert states == [EngineState.STALLED, EngineState.DEAD], "it seemed to recover, or never stalled"
+    assert ends["DeadlineExceeded"] >= 1
+    await engine.stop()
+    executor.shutdown()
+    await asyncio.to_thread(engine._pump_thread.join)
+
+
+class _KeepsRequests(FakeExecutor):
+    """Goes on with its steps, and ends no request that is cancelled."""
+
+    def cancel(self, request_id: int) -> None:
+        pass
+
+
+async def test_an_unanswered_cancel_is_a_request_that_waits() -> None:
+    executor = _KeepsRequests(step_s=0.002)
+    async with running(executor, stall=replace(SOON, give_up_s=60)) as engine:
+        other = asyncio.create_task(collect(await engine.submit((7,), greedy(2000))))
+        with await engine.submit(PROMPT, greedy(2000)) as stream:
+            await stream.__anext__()
+        assert engine.num_open == 2
+        await until(lambda: engine.state is EngineState.STALLED)
+        assert not other.done()
+        other.cancel()
+
+
+async def test_a_step_that_should_take_long_may() -> None:
+    """A limit in seconds alone takes a long prompt on a large model for a hang."""
+    executor = FakeExecutor(step_s=0.35)
+    async with running(executor, stall=SOON) as engine:
+        states: list[EngineState] = []
+        engine.on_state.append(states.append)
+        assert len(tokens(await collect(await engine.submit(PROMPT, greedy(3))))) == 3
+        assert states == []
+
+
 async def test_steps_without_chunks_are_progress() -> None:
     """A long prompt is computed in many steps that give no token."""
     executor = FakeExecutor(step_s=0.02)
-    async with running(executor, stall_timeout_s=0.25) as engine:
+    async with running(executor, stall=StallLimits(least_s=0.25, factor=1, give_up_s=60)) as engine:
         chunks = await collect(await engine.submit(PROMPT, greedy(20), stream=False))
         assert len(chunks) == 1
         assert engine.state is EngineState.SERVING
@@ -397,18 +454,18 @@ async def test_steps_without_chunks_are_progress() -> None:
 class _DeafExecutor(FakeExecutor):
     """Hung so badly that not even its counters can be had."""
 
-    def stats(self) -> ExecutorStats:
+    def progress(self) -> StepProgress:
         time.sleep(0.3)
         raise RuntimeError("no answer")
 
 
 async def test_an_executor_that_hangs_for_good_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("briton.engine.watchdog.DEATH_FACTOR", 4)
+    monkeypatch.setattr("briton.engine.watchdog.UNKNOWN_STEP_S", 0.1)
     executor = _DeafExecutor()
-    engine = Engine(executor, stall_timeout_s=0.1)
+    engine = Engine(executor, stall=SOON)
     engine.start()
     executor.hang()
-    with pytest.raises(EngineDead, match="no step"):
+    with pytest.raises(EngineDead, match="no progress"):
         await collect(await engine.submit(PROMPT, greedy()))
     assert engine.hung
     await engine.stop()  # does not wait for what never returns
@@ -417,9 +474,40 @@ async def test_an_executor_that_hangs_for_good_is_given_up(monkeypatch: pytest.M
 
 
 async def test_an_idle_executor_is_healthy() -> None:
-    async with running(FakeExecutor(), stall_timeout_s=0.02) as engine:
+    async with running(FakeExecutor(), stall=StallLimits(least_s=0.02, factor=1, give_up_s=0.02)) as engine:
         await asyncio.sleep(0.15)
         assert engine.state is EngineState.SERVING
+
+
+class _NeverEnds(FakeExecutor):
+    """Its shutdown waits for a step that never returns."""
+
+    def __init__(self) -> None:
+        super().__init__(step_s=0.005)
+        self.released = threading.Event()
+
+    def shutdown(self) -> None:
+        self.released.wait(20)
+        super().shutdown()
+
+
+async def test_the_way_out_is_bounded_and_streams_are_told_first() -> None:
+    """`stop` joined the executor's thread before streams ended: a step without end made SIGTERM hang in silence."""
+    executor = _NeverEnds()
+    engine = Engine(executor)
+    engine.start()
+    reading = asyncio.create_task(collect(await engine.submit(PROMPT, greedy(2000))))
+    await asyncio.sleep(0.02)
+    executor.hang()
+    stopping = asyncio.create_task(engine.stop(0.3))
+    with pytest.raises(Unavailable, match="shutting down"):
+        await asyncio.wait_for(reading, 0.2)
+    assert not stopping.done()
+    await asyncio.wait_for(stopping, 2)
+    assert engine.hung
+    assert engine.num_open == 0
+    executor.released.set()
+    await asyncio.to_thread(engine._pump_thread.join)
 
 
 @pytest.mark.parametrize("seed", range(3))

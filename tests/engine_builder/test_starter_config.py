@@ -77,9 +77,12 @@ def test_a_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.served_model_name == "a model: x"
     monkeypatch.setenv("HOME", str(tmp_path))
     assert written("~/a model: x.gguf", tmp_path / "b").checkpoint.repo == str(file)
+    quantized = tmp_path / "Tiny-Llama.Q4_K_M.gguf"
+    file.rename(quantized)
+    assert written(str(quantized), tmp_path).served_model_name == "Tiny-Llama"
     only = tmp_path / "only"
     only.mkdir()
-    file.rename(only / "m.gguf")
+    quantized.rename(only / "m.gguf")
     assert written(str(only), tmp_path / "c").checkpoint.repo == str(only / "m.gguf")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -131,5 +132,28 @@ def test_a_malformed_answer_fails_its_request_alone(monkeypatch: pytest.MonkeyPa
             process.compile("b", "guided_regex")
         assert isinstance(process.compile("c", "guided_regex"), AutomatonArrays)
         assert process.pid != first
+    finally:
+        process.close()
+
+
+def test_an_answer_that_begins_and_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child is killed, as one that computes for too long is; the next text gets another."""
+    process = CompileProcess("regex", VOCABULARY, GuideLimits(compile_timeout_s=0.5))
+    try:
+        assert isinstance(process.compile("a", "guided_regex"), AutomatonArrays)
+        connection, child = process._connection, process._child
+        assert connection is not None
+        assert child is not None
+        whole = Connection.recv_bytes
+
+        def stuck(maxlength: int) -> bytes:
+            answer = whole(connection, maxlength)
+            return whole(connection, maxlength) or answer  # for which nobody has asked
+
+        monkeypatch.setattr(connection, "recv_bytes", stuck)
+        with pytest.raises(InvalidRequest, match="guided_regex: compiling"):
+            process.compile("b", "guided_regex")
+        assert child.returncode is not None
+        assert isinstance(process.compile("c", "guided_regex"), AutomatonArrays)
     finally:
         process.close()

@@ -448,6 +448,23 @@ def test_the_head_of_the_queue_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -
     assert loop.scheduler.waiting == [waiting]
 
 
+def test_siblings_do_not_hash_their_prompt_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of 64 hashed the 1,024 blocks of 32k tokens by itself: the step waited for 140 ms."""
+    digest, hashed = block_manager._digest, []
+
+    def counting(content: bytes) -> bytes:
+        hashed.append(content)
+        return digest(content)
+
+    monkeypatch.setattr(block_manager, "_digest", counting)
+    loop = Loop("guaranteed_no_evict", num_blocks=32)
+    prompt = tuple(range(1, 15))
+    state = loop.add(prompt, 2, n=4)
+    loop.run()
+    assert len(hashed) == 1 + 3, "the salt, and each full block once"
+    assert [s.token_ids for s in state.sequences] == [[*prompt, *greedy(prompt, 2)]] * 4
+
+
 def test_a_waiting_request_holds_its_prompt_once() -> None:
     """Each of the n sequences was given its copy at submit: 80 ms and 32 MiB for 128 of 32k tokens, times the queue."""
     loop = Loop("guaranteed_no_evict", num_blocks=32)

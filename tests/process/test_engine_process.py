@@ -34,6 +34,8 @@ trt_llm:
     checkpoint_repository: {source: LOCAL, repo: /nowhere}
   runtime: {served_model_name: fake}
 briton:
+  stall_timeout_s: 0.5
+  give_up_timeout_s: 0.5
   drain_timeout_s: %s
 """
 # argv: config, engine directory, port, what create_executor does, and for rank 0 of several: its hub
@@ -49,6 +51,10 @@ from briton.ranks.messages import HubAddress
 from briton.process.logs import configure_logging
 from tests.fake_executor import FakeExecutor
 
+class Stuck(FakeExecutor):
+    def shutdown(self):
+        threading.Event().wait()
+
 def create_executor(config, engine_dir, rank_context):
     how = sys.argv[4]
     if how == "slow":
@@ -57,7 +63,7 @@ def create_executor(config, engine_dir, rank_context):
         threading.Event().wait()
     if how == "broken":
         raise BuildError("rank0.safetensors is truncated")
-    executor = FakeExecutor(step_s=0.01)
+    executor = Stuck(step_s=0.01) if how == "stuck" else FakeExecutor(step_s=0.01)
     if how == "hangs":
         threading.Timer(0.5, executor.hang).start()
     if how == "dies":
@@ -208,6 +214,47 @@ def test_a_second_signal_cuts_the_drain_short(start: Start) -> None:
     with pytest.raises(grpc.RpcError):
         count(answers)
     assert engine.exit_code() == 0
+
+
+def test_a_step_without_end_does_not_keep_the_process(start: Start) -> None:
+    """The executor's thread was waited for without a limit, before streams ended, and more signals were ignored."""
+    engine = start("stuck", drain_timeout_s=0.2)
+    engine.wait_for(SERVING)
+    answers = engine.generate(2000)
+    next(answers)
+    signalled_at = time.monotonic()
+    engine.process.send_signal(signal.SIGTERM)
+    with pytest.raises(grpc.RpcError, match="shutting down"):
+        count(answers)
+    assert time.monotonic() - signalled_at < 3, "the stream was told after the executor had its time"
+    assert engine.exit_code() == 1
+    assert time.monotonic() - signalled_at < 0.2 + 5 + 5
+    assert any("did not shut down within 5 s" in line for line in engine.lines)
+
+
+def test_a_second_signal_ends_a_stuck_executor_at_once(start: Start) -> None:
+    engine = start("stuck", drain_timeout_s=0.2)
+    engine.wait_for(SERVING)
+    engine.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: any("draining" in line for line in engine.lines))
+    time.sleep(0.5)  # the drain is over: nothing is open
+    signalled_at = time.monotonic()
+    engine.process.send_signal(signal.SIGTERM)
+    assert engine.exit_code() == 1
+    assert time.monotonic() - signalled_at < 3
+
+
+def test_a_hung_executor_ends_the_process_whatever_its_callers_do(start: Start) -> None:
+    """Callers with deadlines shorter than the stall time kept a hung engine serving for ever."""
+    engine = start("hangs")
+    engine.wait_for(SERVING)
+    stub, deadline = pb_grpc.EngineStub(engine.channel), time.monotonic() + 20
+    request = pb.GenerateRequest(text="hi", sampling=pb.SamplingParams(max_tokens=2000))
+    while engine.process.poll() is None and time.monotonic() < deadline:
+        with pytest.raises(grpc.RpcError):
+            list(stub.Generate(request, timeout=0.2))
+    assert engine.exit_code() == 1
+    assert any("no progress" in line for line in engine.lines)
 
 
 def test_a_signal_while_loading(start: Start) -> None:

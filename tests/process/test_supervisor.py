@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,25 @@ def test_sigkill_brings_the_child_back_and_leaves_the_other_alone(harness: Harne
     assert harness.pid(name) != killed
     assert harness.pid(other) == other_pid
     assert harness.num_ready == 1
+    harness.stop()
+    assert harness.wait() == 0
+
+
+def test_a_child_that_answers_no_more_is_started_again(harness: Harness) -> None:
+    """Children were asked whether they serve only until the first yes."""
+    policy = replace(QUICK, look_s=0.05, unresponsive_s=0.3)
+    spec = harness.spec("engine")
+    is_alive = harness.directory / "engine.alive"
+    is_alive.touch()
+    harness.start(replace(spec, is_alive=is_alive.exists), policy=policy)
+    wait_until(lambda: harness.num_ready)
+    pid = harness.pid("engine")
+    time.sleep(0.5)
+    assert harness.pid("engine") == pid
+    is_alive.unlink()
+    wait_until(lambda: not is_running(pid))
+    is_alive.touch()
+    wait_until(lambda: harness.pid("engine") != pid)
     harness.stop()
     assert harness.wait() == 0
 

@@ -195,7 +195,7 @@ def test_farewells_are_no_failure(start_hub: StartHub, join: Join) -> None:
 
 def test_rank_0_is_watched_until_it_has_left_itself(start_hub: StartHub, join: Join) -> None:
     """The others leave first: what became of rank 0 in its last second was nobody's business."""
-    hub, events = start_hub(2, meeting_s=0.5)
+    hub, events = start_hub(2, join_timeout_s=0.5)
     with introduce(hub, 1) as other:
         zero = introduce(hub, 0)
         other.sendall(encode("farewell"))
@@ -236,7 +236,7 @@ def test_a_connection_that_ends_without_a_farewell(start_hub: StartHub, join: Jo
 
 
 def test_a_rank_that_does_not_come(start_hub: StartHub, join: Join) -> None:
-    hub, events = start_hub(4, meeting_s=0.3)
+    hub, events = start_hub(4, join_timeout_s=0.3)
     joined = join(hub, 2)
     assert events.failure(2) == JobFailure("rank 0, 1, 3 of 4 did not start in time")
     wait_until(lambda: joined.aborts)

@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from briton.engine.types import ExecutorStats, GenerationRequest, RankStats, SamplingParams
+from briton.engine.watchdog import StallLimits
 from briton.errors import BritonError
 from briton.guidance.compiler import GuideCompiler
 from briton.process.logs import configure_logging
@@ -673,7 +674,7 @@ async def test_an_engine_that_is_given_up() -> None:
 
 async def test_a_hung_executor_is_not_healthy() -> None:
     executor = FakeExecutor(step_s=0.005)
-    async with run_fake_engine(executor, stall_timeout_s=0.1) as running:
+    async with run_fake_engine(executor, stall=StallLimits(least_s=0.1, give_up_s=60)) as running:
         executor.hang()
         call = running.stub.Generate(ask([1]))
         await until_health(running, NOT_SERVING)

@@ -329,6 +329,11 @@ async def test_variables_of_the_template(tokenizer: Tokenizer, executor: FakeExe
         assert (await running.post("/v1/chat/completions", body)).status_code == 200
         prompt = executor.submitted[0].prompt_token_ids
         assert tokenizer.decode(prompt) == "hiFalse<|im_end|>", "text, as in a message"
+        long = {**body, "chat_template_kwargs": {"style": "x" * 3_000_000}}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Tokenizer, "encode_batch", None)  # before any tokenizing
+            response = await running.post("/v1/chat/completions", long)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
         for name in ("chat_template", "add_generation_prompt", "tools", "messages", "continue_final_message"):
             response = await running.post("/v1/chat/completions", {**body, "chat_template_kwargs": {name: "x"}})
             assert response.status_code == 400

@@ -150,6 +150,14 @@ async def test_an_unknown_field_is_logged_once(gateway: RunningGateway, caplog: 
     assert "'beam_width'" in told[0] + told[1]
 
 
+async def test_unknown_fields_with_names_of_ours_change_nothing(gateway: RunningGateway) -> None:
+    names = ("model_extra", "model_dump", "model_fields", "__class__", "__dict__", "", "extra_body", "max_tokens ")
+    body = {"messages": HI, **dict.fromkeys(names, 1)}
+    response = await gateway.post("/v1/chat/completions", body)
+    assert response.status_code == 200
+    assert response.json()["choices"][0]["message"]["content"] == "Hello, wörld 🌍!"
+
+
 def test_unknown_fields_without_end_are_not_logged_without_end(caplog: pytest.LogCaptureFixture) -> None:
     unknown = UnknownFields()
     for number in range(3 * MAX_NAMES):

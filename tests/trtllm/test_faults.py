@@ -14,6 +14,7 @@ import pytest
 
 from briton.engine.engine import Engine, EngineState
 from briton.engine.types import FinishReason, SamplingParams
+from briton.engine.watchdog import StallLimits
 from briton.errors import BritonError, DeadlineExceeded, EngineDead, InvalidRequest, QueueFull, Unsupported
 from briton.trtllm import executor as executor_module
 from briton.trtllm.executor import TrtllmExecutor
@@ -338,12 +339,12 @@ async def test_the_watchdog_notices_a_library_that_makes_no_step(
     monkeypatch.setattr(executor_module, "SHUTDOWN_S", 0.1)
     caplog.set_level(logging.ERROR)
     states: list[EngineState] = []
-    engine = Engine(broken.executor, stall_timeout_s=0.1)
+    engine = Engine(broken.executor, stall=StallLimits(least_s=0.1, give_up_s=0.3))
     engine.on_state.append(states.append)
     engine.start()
     broken.faults.hangs.set()
     stream = await engine.submit(PROMPT, SamplingParams(temperature=0.0, max_tokens=50))
-    with pytest.raises(EngineDead, match="has made no step"):
+    with pytest.raises(EngineDead, match="has made no progress"):
         async for _ in stream:
             pass
     assert states == [EngineState.STALLED, EngineState.DEAD]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from briton.errors import BuildError, ConfigError, InvalidRequest
-from briton.trtllm.library import host_tensor
-from briton.trtllm.lora import BFLOAT16, DESCRIPTION, WEIGHTS, adapter_directory
+from briton.trtllm.host_tensor import BFLOAT16, host_tensor
+from briton.trtllm.lora import DESCRIPTION, WEIGHTS, adapter_directory
 from tests.request_runner import RequestRunner
 from tests.trtllm.engines import start
 from tests.trtllm.stand_in.executor import Faults

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from briton.errors import BuildError
 from briton.model.shapes import ModelShapes
+from briton.trtllm.host_tensor import BFLOAT16
 from briton.trtllm.lora import (
-    BFLOAT16,
     DESCRIPTION,
     LORA_MODULE_IDS,
     LORA_MODULES,

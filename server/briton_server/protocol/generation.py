@@ -87,6 +87,8 @@ class GenerationFields(ConstraintFields):
     stream_options: StreamOptions | None = None
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
     """Higher is admitted first. Default: 0."""
+    user: Text | None = None
+    """Whom the request is for: users are served equally, however many requests each has open."""
     cache_salt: Annotated[Text, Field(max_length=256)] | None = None  # the engine's limit
     """Cached prompt tokens are shared only between requests of equal salt."""
     lookahead_decoding_config: LookaheadDecodingConfig | None = None

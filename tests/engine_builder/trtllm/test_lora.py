@@ -16,7 +16,8 @@ from briton.errors import BuildError, Unsupported
 from briton.model.engine_dir import load_manifest
 from briton.model.shapes import ModelShapes, read_shapes
 from briton.trtllm.engine_check import check_engine, open_engine
-from briton.trtllm.lora import BFLOAT16, LORA_MODULES, read_adapter
+from briton.trtllm.host_tensor import BFLOAT16
+from briton.trtllm.lora import LORA_MODULES, read_adapter
 from briton_engine_builder import build_engine, find_cached_engine
 from briton_engine_builder.sources.model_files import needed_files
 from briton_engine_builder.trtllm.lora import convert_adapter
