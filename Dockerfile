@@ -25,8 +25,9 @@ RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf 
     && install -d -o briton -g briton /cache
 # The dependencies alone, of a package without content: an edit of the sources does not fetch them again.
 COPY pyproject.toml ./
+COPY constraints constraints
 RUN touch README.md && install -D /dev/null briton/__init__.py \
-    && pip install --no-cache-dir '.[mpi,s3,gcs,azure]' && pip uninstall -y briton
+    && pip install --no-cache-dir -c constraints/locked.txt '.[mpi,s3,gcs,azure]' && pip uninstall -y briton
 COPY README.md LICENSE ./
 COPY briton briton
 COPY server server

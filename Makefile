@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PEERS := .peers/venv
 BIN := $(VENV)/bin
+LOCKED := constraints/locked.txt
 TORCH := .venv-torch
 # Wheels without CUDA's libraries, which are 2 GB; where it cannot be reached, the default index has to do.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -11,7 +12,7 @@ GPU_PYTHON ?= python3
 GPU_MODEL ?= Qwen/Qwen2.5-0.5B-Instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help serve install dev test test-fast coverage test-torch test-cuda test-gpu constraints check lint-imports format proto reference docs bench peers clean
+.PHONY: help serve install dev test test-fast coverage test-torch test-cuda test-gpu constraints check lint-imports lock format proto reference docs bench peers clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,15 +45,20 @@ test-cuda: ## the same on a GPU, by the torch of GPU_PYTHON; needs neither Tenso
 constraints: dev ## whether our dependencies go together with TensorRT-LLM's
 	$(BIN)/python -m pytest tests/test_constraints.py
 
-check: dev lint-imports ## ruff, mypy --strict, import contracts, generated files unchanged
+check: dev lint-imports ## ruff, mypy --strict, import contracts, dependencies, generated files unchanged
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/deptry briton server engine_builder
 	$(BIN)/python tests/generated.py --check
 	$(BIN)/python -m tools.docs --check
 
 lint-imports: dev ## who may import whom: pyproject.toml, [tool.importlinter]
 	$(BIN)/lint-imports
+
+lock: dev ## constraints/locked.txt: the versions that `make dev`, `make docs` and the image for CPUs install, the newest for each Python
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --universal --python-version 3.10 --upgrade --no-annotate \
+		--custom-compile-command "make lock" --quiet --output-file $(LOCKED)
 
 format: dev ## let ruff rewrite what it can
 	$(BIN)/ruff format .
@@ -85,16 +91,16 @@ $(VENV)/.created:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@touch $@
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/.created
-	$(BIN)/python -m pip install --quiet --editable '.[mpi]'
+$(VENV)/.installed: pyproject.toml $(LOCKED) | $(VENV)/.created
+	$(BIN)/python -m pip install --quiet -c $(LOCKED) --editable '.[mpi]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(VENV)/.created
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+$(VENV)/.dev: pyproject.toml $(LOCKED) | $(VENV)/.created
+	$(BIN)/python -m pip install --quiet -c $(LOCKED) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-$(VENV)/.docs: pyproject.toml | $(VENV)/.created
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+$(VENV)/.docs: pyproject.toml $(LOCKED) | $(VENV)/.created
+	$(BIN)/python -m pip install --quiet -c $(LOCKED) --editable '.[docs]'
 	@touch $@
 
 $(TORCH)/.installed: tests/torch_device/requirements.txt

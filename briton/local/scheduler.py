@@ -171,6 +171,8 @@ class Scheduler:
         first, *others = state.sequences
         hashes = first.block_hashes[: first.num_prompt_tokens // self.blocks.block_size]
         for sequence in others:
+            if sequence.finish_reason is not None:
+                continue  # cancelled before it started
             sequence.token_ids.extend(state.request.prompt_token_ids)
             sequence.block_hashes.extend(hashes)
             self._waiting.push(sequence)
