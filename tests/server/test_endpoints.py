@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from openai import AsyncOpenAI, NotFoundError
 from prometheus_client.parser import text_string_to_metric_families
 
 import briton
+from briton.v1.current_request import current_request
+from briton_server import generation_request
 from briton_server.app import create_app
+from briton_server.preparation import LONG_BODY
 from briton_server.settings import Settings
 from tests.fake_executor import FAKE_INFO, FakeExecutor
 from tests.server.conftest import Serve
@@ -113,6 +117,37 @@ async def test_request_ids_go_in_and_out(gateway: RunningGateway) -> None:
             returned = response.headers["x-request-id"]
             assert (returned == given) is kept
             assert returned
+
+
+class Noted(logging.Handler):
+    """What was logged by the gateway, and for which request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[tuple[str, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith("briton_server"):
+            self.lines.append((record.getMessage(), current_request.get()))
+
+
+async def test_every_log_line_of_a_request_knows_it(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On the event loop, in the thread of a long body, and where nobody caught an error."""
+    noted, logger = Noted(), logging.getLogger("briton_server")
+    caplog.set_level(logging.INFO, "briton_server")
+    monkeypatch.setattr(logger, "handlers", [noted])
+    headers = {"x-request-id": "mine"}
+    await gateway.post("/v1/chat/completions", {**CHAT, "stream": True}, **headers)
+    await gateway.post("/v1/chat/completions", {**CHAT, "unknown_field": "x" * LONG_BODY}, **headers)
+    monkeypatch.setattr(generation_request, "parse_request", lambda content, kind: 1 / 0)
+    assert (await gateway.post("/v1/chat/completions", CHAT, **headers)).status_code == 500
+    told = [line for line, _ in noted.lines]
+    assert len([line for line in told if line.startswith("/v1/chat/completions")]) == 3
+    assert [line for line in told if "unknown_field" in line]
+    assert [line for line in told if "failed" in line]
+    assert {request for _, request in noted.lines} == {"mine"}, noted.lines
 
 
 async def test_the_same_request_id_twice_at_once_is_no_error(gateway: RunningGateway) -> None:
