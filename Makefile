@@ -63,8 +63,8 @@ check: dev lint-imports ## ruff, mypy --strict, import contracts, dependencies, 
 lint-imports: dev ## who may import whom: pyproject.toml, [tool.importlinter]
 	$(BIN)/lint-imports
 
-lock: dev ## constraints/locked.txt: the versions that `make dev` and the image for CPUs install, the newest for each Python
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --upgrade --no-annotate \
+lock: dev ## constraints/locked.txt: the versions that `make dev`, `make docs` and the image for CPUs install, the newest for each Python
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --universal --python-version 3.10 --upgrade --no-annotate \
 		--custom-compile-command "make lock" --quiet --output-file $(LOCKED)
 
 format: dev ## let ruff rewrite what it can
@@ -106,8 +106,8 @@ $(VENV)/.dev: pyproject.toml $(LOCKED) | $(VENV)/.created
 	$(BIN)/python -m pip install --quiet -c $(LOCKED) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-$(VENV)/.docs: pyproject.toml | $(VENV)/.created
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+$(VENV)/.docs: pyproject.toml $(LOCKED) | $(VENV)/.created
+	$(BIN)/python -m pip install --quiet -c $(LOCKED) --editable '.[docs]'
 	@touch $@
 
 $(LOWEST)/.installed: pyproject.toml | $(VENV)/.dev

@@ -58,6 +58,7 @@ class ExecutorConformance:
     """
 
     limits = ExecutorLimits()
+    cancels_sequences = True  # False: one of several sequences goes on until its siblings have ended
     samples_with_lookahead = True  # False: where it speculates, it is greedy and gives no log probabilities
 
     def make_executor(self, limits: ExecutorLimits) -> Executor:
@@ -488,8 +489,39 @@ class ExecutorConformance:
         assert len(running.tokens()) == 100
         executor.shutdown()
 
+    def test_cancel_one_sequence(self, runner: RequestRunner) -> None:
+        """The others give what they give with it, and its end is told."""
+        prompt = _prompt(runner, 9)
+        alone = runner.run(prompt, max_tokens=40, n=3, temperature=1.0, seed=5)
+        result = runner.submit(prompt, max_tokens=40, n=3, temperature=1.0, seed=5)
+        while not result.tokens(1):
+            runner.collect(0.2)
+        for _ in range(2):
+            runner.executor.cancel(result.request.request_id, 1)
+        runner.finish()
+        assert [result.tokens(i) for i in (0, 2)] == [alone.tokens(i) for i in (0, 2)]
+        ended = result.tokens(1)
+        assert ended == alone.tokens(1)[: len(ended)]
+        if self.cancels_sequences:
+            assert result.reason(1) is FinishReason.CANCELLED
+            assert len(ended) < 40
+        _assert_idle(runner)
+
+    @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)], ids=str)
+    def test_cancel_every_sequence_at_once(self, runner: RequestRunner, order: tuple[int, ...]) -> None:
+        """Before any of them has a token, too: the request ends, once."""
+        result = runner.submit(_prompt(runner, 70), max_tokens=100, n=3)
+        for index in order:
+            runner.executor.cancel(result.request.request_id, index)
+        runner.finish()
+        if self.cancels_sequences:
+            assert {result.reason(index) for index in order} == {FinishReason.CANCELLED}
+            assert sum(len(result.tokens(index)) for index in order) < 30
+        _assert_idle(runner)
+
     def test_cancel_unknown_and_finished(self, runner: RequestRunner) -> None:
         runner.executor.cancel(424242)
+        runner.executor.cancel(424242, 1)
         result = runner.run(_prompt(runner, 5))
         runner.executor.cancel(result.request.request_id)
         assert runner.collect(0.05) == 0

@@ -131,7 +131,7 @@ class FakeExecutor:
         self._seeds = 0
         self._dead: str | None = None
         self._hung = False
-        self._unanswered: list[int] = []  # cancels that came while it hung
+        self._unanswered: list[tuple[int, int | None]] = []  # cancels that came while it hung
 
     # What a test does to it.
 
@@ -149,8 +149,8 @@ class FakeExecutor:
         with self._condition:
             self._hung = hung
             unanswered, self._unanswered = self._unanswered, []
-        for request_id in () if hung else unanswered:
-            self.cancel(request_id)
+        for request_id, index in () if hung else unanswered:
+            self.cancel(request_id, index)
         with self._condition:
             self._condition.notify_all()
 
@@ -191,7 +191,7 @@ class FakeExecutor:
             self._admit()
             self._condition.notify_all()
 
-    def cancel(self, request_id: int) -> None:
+    def cancel(self, request_id: int, index: int | None = None) -> None:
         """See `briton.engine.executor.Executor`."""
         with self._condition:
             entry = self._running.get(request_id)
@@ -200,7 +200,11 @@ class FakeExecutor:
             if entry is None:
                 return
             if self._hung:
-                self._unanswered.append(request_id)
+                self._unanswered.append((request_id, index))
+                return
+            left = [sequence for sequence in entry.sequences if not sequence.finished]
+            if index is not None and [sequence.index for sequence in left] != [index]:
+                self._end_sequence(entry, index)
                 return
             self.cancelled.append(request_id)
             self._end(entry, FinishReason.CANCELLED)
@@ -425,6 +429,17 @@ class FakeExecutor:
         rank = ranked.index(token_id) if token_id in ranked else len(ranked)
         half = float(np.log(0.5))
         return TokenLogprob(token_id, half * (rank + 1), tuple((t, half * (r + 1)) for r, t in enumerate(ranked[:k])))
+
+    def _end_sequence(self, entry: _Open, index: int) -> None:
+        """End one of several sequences that have not ended."""
+        sequence = entry.sequences[index]
+        if sequence.finished:
+            return
+        sequence.finished = True
+        new, logprobs = tuple(sequence.output[sequence.num_sent :]), tuple(sequence.held)
+        chunk = TokenChunk(entry.request.request_id, index, new, logprobs, FinishReason.CANCELLED)
+        self._chunks.append(chunk)
+        self._condition.notify_all()
 
     def _end(self, entry: _Open, reason: FinishReason, error: Exception | None = None) -> None:
         """End every sequence of a request that has not ended."""

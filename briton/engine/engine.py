@@ -304,12 +304,13 @@ class Engine:
         """End a stream from this side, and ask the executor to end its request."""
         self._streams.pop(stream.request_id, None)
         stream.end(error)
-        self._finish(stream)
+        self._finish(stream, None)
 
-    def _finish(self, stream: RequestStream) -> None:
-        """Cancel a request whose final chunk is still wanted."""
-        self._ledger.cancel(stream.request_id, self._loop.time())
-        self._executor.cancel(stream.request_id)
+    def _finish(self, stream: RequestStream, index: int | None) -> None:
+        """Cancel a request whose final chunk is still wanted, or one sequence of it."""
+        if index is None:
+            self._ledger.cancel(stream.request_id, self._loop.time())
+        self._executor.cancel(stream.request_id, index)
 
     def _close(self, request_id: int) -> None:
         """A request's end is confirmed."""
@@ -364,7 +365,9 @@ class Engine:
             if reason is FinishReason.ERROR:
                 error = chunk.error or RuntimeError("the executor gave no reason")
                 self._end_early(stream, error, chunk.is_final)
-            elif reason is FinishReason.CANCELLED and not stream.finishing:
+            elif reason is FinishReason.CANCELLED and not (
+                stream.finishing or chunk.index in stream.finished_sequences
+            ):
                 self._end_early(stream, Unavailable("the engine is shutting down"), chunk.is_final)
             else:
                 stream.push(chunk)

@@ -26,8 +26,12 @@ class Executor(Protocol):
         """
         ...
 
-    def cancel(self, request_id: int) -> None:
-        """End a request soon: its final chunk says CANCELLED. Idempotent; unknown and finished ids are fine."""
+    def cancel(self, request_id: int, index: int | None = None) -> None:
+        """End a request soon: its final chunk says CANCELLED. Idempotent; unknown and finished ids are fine.
+
+        With an `index`, end that one of its sequences: its last chunk says CANCELLED. An executor that can only end
+        whole requests lets it go on until its siblings have ended, too.
+        """
         ...
 
     def await_chunks(self, timeout: float) -> list[TokenChunk]:

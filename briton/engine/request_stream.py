@@ -18,17 +18,29 @@ class RequestStream:
     consumer, in the loop of its Engine. Leaving the `with` block, or `close`, cancels a request that has not ended.
     """
 
-    __slots__ = ("_chunks", "_error", "_on_close", "_on_finish", "_waiter", "ended", "finishing", "request_id", "timer")
+    __slots__ = (
+        "_chunks",
+        "_error",
+        "_on_close",
+        "_on_finish",
+        "_waiter",
+        "ended",
+        "finished_sequences",
+        "finishing",
+        "request_id",
+        "timer",
+    )
 
     def __init__(
         self,
         request_id: int,
         on_close: Callable[[RequestStream], None],
-        on_finish: Callable[[RequestStream], None],
+        on_finish: Callable[[RequestStream, int | None], None],
     ) -> None:
         self.request_id = request_id
         self.ended = False  # nothing more will be pushed
         self.finishing = False  # its consumer has enough and waits for the final chunk
+        self.finished_sequences: set[int] = set()  # of which its consumer has enough
         self.timer: asyncio.TimerHandle | None = None  # of the request's deadline
         self._on_close = on_close
         self._on_finish = on_finish
@@ -54,7 +66,13 @@ class RequestStream:
         """The consumer has enough: the request is cancelled, and its final chunk comes as usual. Idempotent."""
         if not self.ended and not self.finishing:
             self.finishing = True
-            self._on_finish(self)
+            self._on_finish(self, None)
+
+    def finish_sequence(self, index: int) -> None:
+        """The consumer has enough of one sequence, which need not be computed any further. Idempotent."""
+        if not self.ended and not self.finishing and index not in self.finished_sequences:
+            self.finished_sequences.add(index)
+            self._on_finish(self, index)
 
     def close(self) -> None:
         """The consumer goes away. Idempotent."""

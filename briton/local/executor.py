@@ -58,7 +58,7 @@ class LocalExecutor:
         self._work = threading.Condition(self._lock)  # something came into the inbox
         self._news = threading.Condition(self._lock)  # something came into the outbox
         self._inbox: deque[RequestState] = deque()
-        self._cancelled: deque[RequestState] = deque()
+        self._cancelled: deque[tuple[RequestState, int | None]] = deque()
         self._outbox: list[TokenChunk] = []
         self._closing = False
         self._dead: EngineDead | None = None
@@ -90,12 +90,12 @@ class LocalExecutor:
             self._inbox.append(accepted)
             self._work.notify()
 
-    def cancel(self, request_id: int) -> None:
+    def cancel(self, request_id: int, index: int | None = None) -> None:
         """See `Executor.cancel`."""
         with self._lock:
             state = self._open.get(request_id)
             if state is not None:
-                self._cancelled.append(state)
+                self._cancelled.append((state, index))
                 self._work.notify()
 
     def await_chunks(self, timeout: float) -> list[TokenChunk]:
@@ -172,9 +172,13 @@ class LocalExecutor:
                 self._loop.add(self._inbox.popleft())
             cancelled = list(self._cancelled)
             self._cancelled.clear()
-        for state in cancelled:
-            if not state.has_ended:
+        for state, index in cancelled:
+            if state.has_ended:
+                continue
+            if index is None:
                 self._emit([self._loop.end(state, FinishReason.CANCELLED)])
+            else:
+                self._emit(self._loop.end_sequence(state, index))
         return True
 
     def _step(self, forward: Forward) -> None:

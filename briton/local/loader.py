@@ -40,7 +40,7 @@ def load_local_executor(
     model = manifest.local_model
     runner = _load(directory, manifest, settings, communicator)
     forward: Forward = runner.forward
-    close: Callable[[], None] | None = None
+    close: Callable[[], None] = runner.stop_compiling
     if communicator is not None:
         leading = LeadingForward(communicator, runner.forward, manifest.shards)
         forward, close = leading, leading.close
@@ -87,6 +87,7 @@ def load_local_executor(
             logger.warning(
                 "rejected drafts leave a trace in a u8 KV cache: with lookahead decoding output is only nearly the same"
             )
+    runner.compile_later()
     return LocalExecutor(
         info,
         forward,
@@ -118,8 +119,10 @@ def follow_local_executor(
 def _load(
     directory: Path, manifest: EngineManifest, settings: LocalSettings, communicator: Communicator | None
 ) -> ModelRunner:
-    drafts = settings.lookahead is not None
-    runner = ModelRunner(directory, manifest, settings, drafts=drafts, collectives=communicator)
+    """Alone, a rank serves with the graph of any size first. Several have all graphs before they serve: they must use
+    the same one in a step."""
+    drafts, is_alone = settings.lookahead is not None, communicator is None
+    runner = ModelRunner(directory, manifest, settings, drafts=drafts, fixed_later=is_alone, collectives=communicator)
     if drafts:
         runner.write_first_blocks()
     if communicator is not None:

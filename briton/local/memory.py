@@ -14,9 +14,10 @@ from briton.local.settings import BLOCK_SIZE, LocalSettings
 GRAPH_COPIES_SHARE = 1 / 32
 
 
-def num_kv_blocks(settings: LocalSettings, max_seq_len: int, block_bytes: int) -> int:
-    """Blocks to allocate. Raises ConfigError when they do not fit in memory, or hold less than one step's minimum."""
-    available = available_memory_bytes()
+def num_kv_blocks(settings: LocalSettings, max_seq_len: int, block_bytes: int, later_bytes: int = 0) -> int:
+    """Blocks to allocate, in memory of which `later_bytes` are promised to others. Raises ConfigError when they do not
+    fit, or hold less than one step's minimum."""
+    available = max(0, available_memory_bytes() - later_bytes)
     if settings.kv_cache_tokens is not None:
         blocks, field = settings.kv_cache_tokens // BLOCK_SIZE, "briton.local.kv_cache_tokens"
     elif settings.kv_cache_memory_bytes is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from briton.local.plan import Forward, StepInputs
 from briton.local.probe import first_tokens, measure_costs, one_sequence
 from briton.local.ranks.collectives import Collectives, SingleRank
 from briton.local.settings import BLOCK_SIZE, LocalSettings, Precision
-from briton.local.step_graphs import compile_step_graphs
+from briton.local.step_graphs import GraphCompiler, LaterGraphs, StepGraph
 from briton.model.engine_dir import EngineManifest, rank_file
 
 logger = logging.getLogger(__name__)
@@ -41,10 +41,12 @@ class ModelRunner:
         *,
         drafts: bool = False,
         fixed_sizes: Sequence[int] | None = None,
+        fixed_later: bool = False,
         collectives: Collectives | None = None,
     ) -> None:
         """Compile and allocate. `drafts`: steps will have drafts. `fixed_sizes` are those of FIXED_SIZES that get a
-        graph of their own; None: as many as there is memory for.
+        graph of their own; None: as many as there is memory for. `fixed_later`: not now, but when `compile_later` is
+        called.
 
         With `collectives` this is one rank's part, and all ranks make theirs at the same time: what depends on the
         machine (element types, sizes) is agreed upon, so that each of them runs the same graphs. `forward` then returns
@@ -74,8 +76,12 @@ class ModelRunner:
         }
         shard = manifest.shards[collectives.rank]
         model = build_decoder(manifest.local_model, self._weights, self.max_seq_len, shard, collectives.sum_over_ranks)
-        self._dynamic, *fixed = compile_step_graphs(core, model, properties, fixed_sizes)
-        self._fixed = dict(zip(fixed_sizes, fixed, strict=True))
+        compiler = GraphCompiler(core, model, properties)
+        self._dynamic, *fixed = compiler.compile((None,) if fixed_later else (None, *fixed_sizes))
+        self.fixed_sizes = tuple(fixed_sizes)  # ready now, or later
+        self._fixed: Mapping[int, StepGraph] = {graph.num_tokens: graph for graph in fixed if graph.num_tokens}
+        self._compiler = compiler if fixed_later else None
+        self._later: LaterGraphs | None = None
         ports = self._dynamic.kv_cache_ports()
         shapes = {name: [d.get_length() for d in list(port.get_partial_shape())[1:]] for name, port in ports.items()}
         if any(shape[1] < BLOCK_SIZE for shape in shapes.values()):
@@ -86,10 +92,11 @@ class ModelRunner:
             int(np.prod(shapes[name])) * port.get_element_type().bitwidth // 8 for name, port in ports.items()
         )
         block_bytes = collectives.sum_on_host(self.block_bytes)
-        self.num_blocks = collectives.smallest(num_kv_blocks(settings, self.max_seq_len, block_bytes))
-        # one block more than anybody knows of, for padding
+        later_bytes = self.weights_bytes * len(self.fixed_sizes) if fixed_later else 0
+        self.num_blocks = collectives.smallest(num_kv_blocks(settings, self.max_seq_len, block_bytes, later_bytes))
+        # two blocks more than anybody knows of: for padding, and for graphs that warm up beside running requests
         self._kv_cache = {
-            name: ov.Tensor(port.get_element_type(), [self.num_blocks + 1, *shapes[name]])
+            name: ov.Tensor(port.get_element_type(), [self.num_blocks + 2, *shapes[name]])
             for name, port in ports.items()
         }
         for graph in (self._dynamic, *fixed):
@@ -108,6 +115,40 @@ class ModelRunner:
             if not np.isfinite(forward(inputs)).all():
                 raise BuildError("the model's logits are not finite numbers: its weights are damaged")
 
+    def compile_later(self) -> None:
+        """Start to compile the graphs that were left for later, in the background. Steps use each as soon as it has run
+        once, in a block of its own."""
+        if self._compiler is not None and self.fixed_sizes:
+            self._later = self._compiler.compile_later(self.fixed_sizes, self._take)
+        self._compiler = None
+
+    def stop_compiling(self) -> None:
+        """Compile no more graphs. Does not wait for the one at hand."""
+        if self._later is not None:
+            self._later.stop()
+
+    def await_graphs(self, timeout_s: float | None = None) -> bool:
+        """Whether no graph is left to be compiled, within this time."""
+        return self._later is None or self._later.wait(timeout_s)
+
+    @property
+    def ready_sizes(self) -> tuple[int, ...]:
+        """Those of `fixed_sizes` that have their graph."""
+        return tuple(self._fixed)
+
+    def _take(self, graph: StepGraph) -> None:
+        """Run a new graph, which the executor's thread does not know yet, and let it know. Raises BuildError."""
+        assert graph.num_tokens is not None
+        graph.set_kv_cache(self._kv_cache)
+        steps = [first_tokens(graph.num_tokens)]
+        if graph.num_tokens <= self.max_seq_len:
+            steps.append(one_sequence(graph.num_tokens))
+        for inputs in steps:
+            alone = inputs._replace(block_indices=np.full_like(inputs.block_indices, self.num_blocks + 1))
+            if not np.isfinite(graph.compute(alone)).all():
+                raise BuildError(f"logits of steps of {graph.num_tokens} tokens are not finite numbers")
+        self._fixed = {**self._fixed, graph.num_tokens: graph}  # a new one: a step may be reading the old
+
     def write_first_blocks(self) -> None:
         """Give the blocks that `measure_costs` reads pages of their own: pages never written are all one, and read too
         fast."""
@@ -121,7 +162,7 @@ class ModelRunner:
             forward,
             max_num_tokens=self._max_num_tokens,
             max_num_positions=self._num_probed_positions,
-            fixed_sizes=self._fixed,
+            fixed_sizes=self.fixed_sizes,  # which cost a tenth less than they do now, where they are not ready
         )
 
     @property
@@ -131,10 +172,11 @@ class ModelRunner:
     def forward(self, inputs: StepInputs) -> NDArray[np.float32]:
         """Compute one step: write the new tokens' keys and values, return logits [rows, vocab], valid until the next
         call."""
-        size = padded_size(inputs, self._fixed)
+        fixed = self._fixed
+        size = padded_size(inputs, fixed)
         if size > len(inputs.token_ids):
             inputs = pad_tokens(inputs, size, scratch_block=self.num_blocks)
-        return self._fixed.get(size, self._dynamic).compute(inputs)
+        return fixed.get(size, self._dynamic).compute(inputs)
 
 
 def _affordable_sizes(num_copies: int, weights_bytes: int, drafts: bool) -> list[int]:

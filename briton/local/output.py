@@ -60,7 +60,7 @@ class OutputProcessor:
             token_ids,
             logprobs,
             sequence.finish_reason,
-            stop_token_id=token_ids[-1] if self._is_stop(sequence, token_ids[-1]) else None,
+            stop_token_id=self._stop_token_id(sequence, token_ids),
             is_final=is_final,
             cached_tokens=state.cached_tokens if is_final else 0,
             timings=state.timings() if is_final else None,
@@ -90,6 +90,10 @@ class OutputProcessor:
 
     def _release(self, sequence: SequenceState) -> _Held:
         return self._held.pop(sequence, None) or _Held([], [])
+
+    def _stop_token_id(self, sequence: SequenceState, token_ids: tuple[int, ...]) -> int | None:
+        ended = sequence.finish_reason is FinishReason.STOP and bool(token_ids)
+        return token_ids[-1] if ended and self._is_stop(sequence, token_ids[-1]) else None
 
     def _is_stop(self, sequence: SequenceState, token_id: int) -> bool:
         sampling = sequence.sampling

@@ -74,6 +74,7 @@ class RequestState:
     request: GenerationRequest
     bad_words: BadWords
     sequences: list[SequenceState] = field(default_factory=list)
+    cancel_first: bool = False  # the first sequence ends when it has computed the prompt for its siblings
     has_ended: bool = False  # before its time or not: nothing is computed for it any more
     cached_tokens: int = 0
     num_steps: int = 0  # of all sequences, those in which they were sampled

@@ -1,21 +1,30 @@
 """The compiled model: one graph for steps of any size, and copies for a few fixed numbers of tokens.
 
 A graph that knows its number of tokens, and of rows, has nothing to prepare anew between steps. Each copy holds the
-packed weights again; the KV cache is one for all.
+packed weights again; the KV cache is one for all. The copies may be compiled later than the first, while that serves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
+from openvino import opset13 as opset
 
 from briton.local.plan import StepInputs
 
+logger = logging.getLogger(__name__)
+
+LATER_NICENESS = 10  # of the thread that compiles beside running requests: a tenth of a core that they want
 _SIZED_INPUTS = ("token_ids", "position_ids", "sampled_rows")  # what a fixed number of tokens fixes
 
 
@@ -55,18 +64,99 @@ class StepGraph:
         return logits[:num_rows]
 
 
-def compile_step_graphs(
-    core: ov.Core, model: ov.Model, properties: Mapping[str, Any], sizes: Sequence[int]
-) -> list[StepGraph]:
-    """The graph of any size, then those of `sizes`. Compiled two at a time: much of it uses one core."""
-    graphs = [_sized(model, size) for size in sizes]
+class GraphCompiler:
+    """Compiles one model, whose constants all copies share, for one device."""
 
-    def compile_graph(graph: ov.Model) -> ov.CompiledModel:
-        return core.compile_model(graph, "CPU", dict(properties))
+    def __init__(self, core: ov.Core, model: ov.Model, properties: Mapping[str, Any]) -> None:
+        self._core = core
+        self._model = model
+        self._properties = dict(properties)
 
-    with ThreadPoolExecutor(2, "briton-compile") as pool:
-        compiled = list(pool.map(compile_graph, [model, *graphs]))
-    return [StepGraph(graph, size) for graph, size in zip(compiled, (None, *sizes), strict=True)]
+    def compile(self, sizes: Sequence[int | None]) -> list[StepGraph]:
+        """A graph for each number of tokens; None: for any. Two at a time: much of it uses one core."""
+        with ThreadPoolExecutor(2, "briton-compile") as pool:
+            return list(pool.map(self._compile, [self._copy(size) for size in sizes], sizes))
+
+    def compile_later(self, sizes: Sequence[int], take: Callable[[StepGraph], None]) -> LaterGraphs:
+        """Start to compile graphs of these sizes, one after the other, in a thread that gives way to running requests.
+
+        `take` gets each from that thread. Call it where threads have their normal priority.
+        """
+        self._prepare_executors(len(sizes))
+        return LaterGraphs(lambda: [self._copy(size) for size in sizes], self._compile, sizes, take)
+
+    def _compile(self, model: ov.Model, size: int | None) -> StepGraph:
+        return StepGraph(self._core.compile_model(model, "CPU", self._properties), size)
+
+    def _copy(self, size: int | None) -> ov.Model:
+        return self._model if size is None else _sized(self._model, size)
+
+    def _prepare_executors(self, count: int) -> None:
+        """Let the plugin start the threads that so many graphs will be computed by.
+
+        Threads inherit the priority of the one that starts them, for good. The plugin keeps those of a graph that is
+        gone, and gives them to the next that is compiled with the same properties.
+        """
+        parameter = opset.parameter([1], np.float32)
+        model = ov.Model([opset.relu(parameter)], [parameter], "nothing")
+        graphs = [self._core.compile_model(model, "CPU", self._properties) for _ in range(count)]
+        del graphs
+
+
+class LaterGraphs:
+    """The thread of `GraphCompiler.compile_later`. What fails in it is logged, and the graph is not taken: the graph of
+    any size goes on."""
+
+    def __init__(
+        self,
+        copy: Callable[[], list[ov.Model]],
+        compile_graph: Callable[[ov.Model, int], StepGraph],
+        sizes: Sequence[int],
+        take: Callable[[StepGraph], None],
+    ) -> None:
+        self._stopping = False
+        # not a daemon: the interpreter must not end while the plugin is at work
+        self._thread = threading.Thread(
+            target=self._run, args=(copy, compile_graph, sizes, take), name="briton-compile-later"
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Compile no more graphs; the one at hand is finished."""
+        self._stopping = True
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Whether all is done, within this time."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(
+        self,
+        copy: Callable[[], list[ov.Model]],
+        compile_graph: Callable[[ov.Model, int], StepGraph],
+        sizes: Sequence[int],
+        take: Callable[[StepGraph], None],
+    ) -> None:
+        started = time.monotonic()
+        try:
+            models = copy()  # in Python, holding the interpreter's lock: nobody may have to wait for it at low priority
+            _give_way()
+            for model, size in zip(models, sizes, strict=True):
+                if self._stopping:
+                    return
+                take(compile_graph(model, size))
+        except Exception:
+            logger.exception("not all graphs of fixed sizes could be made: steps go on in the graph of any size")
+        else:
+            seconds = time.monotonic() - started
+            logger.info("graphs for steps of %s tokens are ready, %.1f s later", list(sizes), seconds)
+
+
+def _give_way() -> None:
+    """Lower this thread's priority, where threads have one of their own."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + LATER_NICENESS)  # 19 at most
 
 
 def _sized(model: ov.Model, num_tokens: int) -> ov.Model:

@@ -113,6 +113,24 @@ class StepLoop:
         self._leave(state)
         return self.output.ended(state, reason, error)
 
+    def end_sequence(self, state: RequestState, index: int) -> list[TokenChunk]:
+        """End one sequence of a request before its time: its last chunk, which is the request's where none is left.
+
+        The first one goes on until it has computed the prompt: its siblings wait for that.
+        """
+        sequence = state.sequences[index]
+        if state.has_ended or sequence.finish_reason is not None:
+            return []
+        if index == 0 and state.first_token_at is None and len(state.sequences) > 1:
+            state.cancel_first = True
+            return []
+        sequence.finish_reason = FinishReason.CANCELLED
+        self._finish(sequence)
+        if state.is_finished:
+            self._leave(state)
+        chunk = self.output.chunk(sequence, [])
+        return [] if chunk is None else [chunk]
+
     def end_all(
         self, states: Iterable[RequestState], reason: FinishReason, error: Exception | None = None
     ) -> list[TokenChunk]:
@@ -159,6 +177,9 @@ class StepLoop:
                 chunks.append(chunk)
             if verified.error is not None:
                 chunks.append(self.end(state, FinishReason.ERROR, verified.error))
+            elif state.cancel_first and sequence.index == 0:
+                state.cancel_first = False
+                chunks += self.end_sequence(state, 0)
 
     def _finish(self, sequence: SequenceState) -> None:
         """The one place where a sequence gives back what it had."""

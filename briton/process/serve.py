@@ -100,7 +100,7 @@ def child_specs(
     hostfile: Path | None = None,
     debug: bool = False,
 ) -> tuple[ChildSpec, ChildSpec]:
-    """The engine, and the gateway that starts when the engine serves."""
+    """The engine, and the gateway, which is ready when the engine serves."""
     briton = (sys.executable, "-u", "-m", "briton", *(["--debug"] if debug else []))
     common = ("--config", str(config.path), "--supervised")
     hosts = () if hostfile is None else ("--hostfile", str(hostfile))

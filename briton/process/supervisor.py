@@ -1,4 +1,4 @@
-"""Keeps the processes of `briton serve` running: start in order, restart what dies, drain in the opposite order.
+"""Keeps the processes of `briton serve` running: start all, restart what dies, drain one after the other.
 
 Knows commands, exits and clocks. It does not know what an engine or a gateway is, which `process.serve` says, and
 installs no signal handlers: whoever does calls `stop`.
@@ -23,8 +23,8 @@ _LAST_GRACE_S = 5.0  # what a child gets to end, when those before it have used 
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """A program to keep running. `is_ready` is asked while it starts, `is_alive` from then on; both must answer within
-    about a second."""
+    """A program to keep running. `is_ready` is asked while it starts, once those before it were ready, `is_alive` from
+    then on; both must answer within about a second."""
 
     name: str
     command: tuple[str, ...]
@@ -37,7 +37,7 @@ class ChildSpec:
 class RestartPolicy:
     """How long a child may take to start, and when one that died is started again. Times in seconds."""
 
-    start_timeout_s: float  # from start to ready
+    start_timeout_s: float  # from start to ready; before those before it are ready, no time passes
     first_delay_s: float = 0.25  # doubles with each failure in a row
     max_delay_s: float = 10.0
     max_failures: int = 6  # in a row; the next one ends the supervisor
@@ -66,6 +66,7 @@ class _Slot:
     process: ChildProcess | None = None
     start_at: float = 0.0
     started_at: float = 0.0
+    waits_since: float = 0.0  # nothing but its own start is waited for
     ready_at: float | None = None  # of this process
     was_ready: bool = False  # of any process of this slot
     alive_at: float = 0.0  # this process was last seen alive
@@ -74,7 +75,8 @@ class _Slot:
     timed_out: bool = False  # this process was ended, since it was not ready in time
 
     def start(self, now: float, on_exit: Callable[[ChildProcess], None]) -> None:
-        self.started_at, self.ready_at, self.timed_out = now, None, False
+        self.started_at = self.waits_since = now
+        self.ready_at, self.timed_out = None, False
         self.process = ChildProcess(self.spec.command, on_line=self.spec.on_line, on_exit=on_exit)
         logger.info("%s started, pid %d", self.spec.name, self.process.pid)
 
@@ -90,7 +92,8 @@ class Supervisor:
         drain_timeout_s: float,
         on_ready: Callable[[], None],
     ) -> None:
-        """`specs` in the order of starting, each when the one before is ready. `on_ready`: once, after the last."""
+        """`specs`: each may wait for those before it to become ready, and is drained before them. All are started at
+        once. `on_ready`: once, when all are ready."""
         self._slots = [_Slot(spec) for spec in specs]
         self._policy = policy
         self._drain_timeout_s = drain_timeout_s
@@ -121,31 +124,35 @@ class Supervisor:
                 process.join(timeout_s=2.0)
 
     def _start_what_is_due(self) -> None:
-        now = time.monotonic()
         for slot in self._slots:
+            if slot.process is None and time.monotonic() >= slot.start_at:
+                slot.start(time.monotonic(), self._events.put)
+        for i, slot in enumerate(self._slots):
             if slot.process is None:
-                if now >= slot.start_at:
-                    slot.start(now, self._events.put)
-            elif slot.ready_at is None:
-                self._await_ready(slot, slot.process, now)
-            elif now >= slot.look_at:
+                continue
+            if slot.ready_at is None:
+                self._await_ready(slot, slot.process)
+            elif time.monotonic() >= slot.look_at:
                 self._look_after(slot, slot.process)
             if not slot.was_ready:
-                return  # the next one waits for it
+                for waiting in self._slots[i + 1 :]:
+                    waiting.waits_since = time.monotonic()
+                return
         if not self._all_ready:
             self._all_ready = True
             self._on_ready()
 
-    def _await_ready(self, slot: _Slot, process: ChildProcess, now: float) -> None:
+    def _await_ready(self, slot: _Slot, process: ChildProcess) -> None:
+        now = time.monotonic()
         if slot.spec.is_ready():
             slot.ready_at = slot.alive_at = time.monotonic()
             slot.look_at = slot.ready_at + self._policy.look_s
             slot.was_ready = True
             logger.info("%s is ready after %.1f s", slot.spec.name, slot.ready_at - slot.started_at)
-        elif now - slot.started_at > self._policy.start_timeout_s:
+        elif now - slot.waits_since > self._policy.start_timeout_s:
             logger.error("%s %s: ending it", slot.spec.name, self._too_late())
             slot.timed_out = True
-            slot.started_at = now  # a process stuck in the kernel: say it again, but not at once
+            slot.waits_since = now  # a process stuck in the kernel: say it again, but not at once
             process.kill()
 
     def _look_after(self, slot: _Slot, process: ChildProcess) -> None:

@@ -10,8 +10,8 @@ from briton.ranks.progress import Phase, Snapshot
 SILENCE_S = 2.0  # a serving rank that says nothing for so long is stopped, or cut off
 LOADING_SILENCE_S = 60.0  # libraries that load a model may keep a process from saying anything
 STUCK_S = 2.0  # all ranks wait for each other for so long: a collective that never completes
-# A rank may compute alone for so many times the longest computation between two collectives that any rank ever had
-# (a step of many more tokens than those before), and for STUCK_S in any case.
+# A rank may compute alone for so many times what the longest computation between two collectives should take, by those
+# of any rank so far and by the tokens of the step, and for STUCK_S in any case.
 PATIENCE = 20.0
 
 
@@ -50,7 +50,7 @@ def find_failure(states: Mapping[int, RankState]) -> RankFailure | None:
                 f"the ranks have waited for each other for {min(waits):.1f} s: a collective never completed"
             )
         return None
-    limit = max(STUCK_S, PATIENCE * max(state.progress.longest_s for state in states.values()))
+    limit = max(STUCK_S, PATIENCE * max(state.progress.expected_s for state in states.values()))
     for (rank, state), seconds in zip(states.items(), waits, strict=True):
         if state.progress.phase is Phase.COMPUTING and seconds > limit:
             told = f"{name(rank, state.host)} has computed for {seconds:.1f} s without reaching the next collective"

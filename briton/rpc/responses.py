@@ -34,6 +34,13 @@ class ResponseBuilder:
         """Every sequence has its finish reason; usage may still be missing."""
         return all(output.reason is not None for output in self._outputs)
 
+    def take_stopped(self) -> list[int]:
+        """Sequences that a stop string has ended since the last call, and that their executor may go on with."""
+        stopped = [output.index for output in self._outputs if output.stopped_early]
+        for index in stopped:
+            self._outputs[index].stopped_early = False
+        return stopped
+
     def add(self, chunks: Sequence[TokenChunk]) -> pb.GenerateResponse | None:
         """The response to send for these chunks, if any; it has `usage` when the final chunk is among them.
 
@@ -60,19 +67,20 @@ class _Output:
 
     __slots__ = (
         "_ids",
-        "_index",
         "_logprobs",
         "_return_text",
         "_stop_token_id",
         "_text",
         "_texts",
+        "index",
         "num_tokens",
         "reason",
         "said_end",
+        "stopped_early",
     )
 
     def __init__(self, index: int, text: SequenceText[TokenLogprob] | None, return_text: bool) -> None:
-        self._index = index
+        self.index = index
         self._text = text
         self._return_text = return_text
         self._ids: list[int] = []
@@ -82,6 +90,7 @@ class _Output:
         self.num_tokens = 0  # so far, said or not
         self.reason: FinishReason | None = None
         self.said_end = False
+        self.stopped_early = False  # by a stop string, in the middle of what its executor generates
 
     def add(self, chunk: TokenChunk) -> None:
         """Take the chunk in; after the end (a stop string) the sequence is no longer listened to."""
@@ -94,6 +103,7 @@ class _Output:
                 token_ids, ends=self.reason is not None, has_stop_token=chunk.stop_token_id is not None
             )
             if delta.stopped:
+                self.stopped_early = self.reason is None
                 self.reason = FinishReason.STOP
             if delta.num_tokens < len(token_ids):
                 token_ids, logprobs = token_ids[: delta.num_tokens], logprobs[: delta.num_tokens]
@@ -112,7 +122,7 @@ class _Output:
 
     def take(self) -> pb.SequenceOutput:
         """What is due; it is said now."""
-        message = pb.SequenceOutput(index=self._index, token_ids=self._ids)
+        message = pb.SequenceOutput(index=self.index, token_ids=self._ids)
         self._ids = []
         if self._logprobs:
             message.logprobs.extend(logprobs_to_proto(self._logprobs))

@@ -67,6 +67,9 @@ class EngineService(pb_grpc.EngineServicer):
                     await context.write(response)
                 if builder.all_ended:
                     stream.finish()
+                else:
+                    for index in builder.take_stopped():
+                        stream.finish_sequence(index)
 
     async def _running(self, context: Context) -> Engine:
         if self._engine is None:

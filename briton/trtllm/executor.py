@@ -98,12 +98,12 @@ class TrtllmExecutor:
         if unwanted:
             self._cancel(library_id)
 
-    def cancel(self, request_id: int) -> None:
-        """See `Executor.cancel`. The library lets a waiting request start before it cancels it: such a one ends here
-        at once."""
+    def cancel(self, request_id: int, index: int | None = None) -> None:
+        """See `Executor.cancel`. The library ends whole requests only, and lets one that waits start before it cancels
+        it: such a one ends here at once."""
         with self._lock:
             entry = self._open.get(request_id)
-            if entry is None:
+            if entry is None or (index is not None and entry.request.sampling.n > 1):
                 return
             entry.cancel_wanted = True
             library_id = entry.library_id

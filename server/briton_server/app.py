@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
 
@@ -12,8 +11,10 @@ import briton
 from briton_server.errors import install_error_handlers
 from briton_server.gateway import Gateway
 from briton_server.middleware import RequestMiddleware
-from briton_server.openapi import document
+from briton_server.openapi import ApiWithBodies, operation_id
 from briton_server.prompts import Prompts
+from briton_server.protocol.chat import ChatCompletionRequest
+from briton_server.protocol.completions import CompletionRequest
 from briton_server.routers import chat, completions, health, metrics, models, version
 from briton_server.settings import Settings
 
@@ -30,17 +31,13 @@ def create_app(settings: Settings, prompts: Prompts | None = None) -> FastAPI:
         finally:
             await gateway.stop()
 
-    app = FastAPI(title="Briton", version=briton.__version__, lifespan=lifespan)
+    app = ApiWithBodies(
+        title="Briton", version=briton.__version__, lifespan=lifespan, generate_unique_id_function=operation_id
+    )
+    app.bodies = (ChatCompletionRequest, CompletionRequest)
     app.state.gateway = gateway
     for module in (chat, completions, models, health, metrics, version):
         app.include_router(module.router)
     install_error_handlers(app)
     app.add_middleware(RequestMiddleware, gateway=gateway)
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = document(app)
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
     return app

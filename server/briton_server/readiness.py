@@ -10,11 +10,13 @@ from briton.v1 import engine_pb2
 from briton_server.engine_client import EngineClient
 from briton_server.engine_errors import EngineFault
 
-_POLL_S = 0.2  # while the engine is not serving
+_POLL_S = 0.1  # while the engine is not serving
 _CHECK_S = 1.0  # while it is
 _TIMEOUT_S = 2.0  # an engine that does not answer for so long is hung
 
 logger = logging.getLogger(__name__)
+
+_NOT_ASKED = "the engine has not answered yet"
 
 
 class Readiness:
@@ -22,7 +24,7 @@ class Readiness:
 
     def __init__(self) -> None:
         self.model_info: engine_pb2.ModelInfo | None = None  # of the engine now serving, or the last that did
-        self.engine_reason: str | None = "the engine has not answered yet"  # None: it serves
+        self.engine_reason: str | None = _NOT_ASKED  # None: it serves
         self.draining = False
         self.drain_requested = asyncio.Event()
         self.num_open = 0  # generation requests
@@ -37,7 +39,7 @@ class Readiness:
     def require(self) -> engine_pb2.ModelInfo:
         """The engine's limits. Raises Unavailable when no request is accepted now."""
         if self.reason is not None or self.model_info is None:
-            raise Unavailable(self.reason or "the engine has not answered yet")
+            raise Unavailable(self.reason or _NOT_ASKED)
         return self.model_info
 
     def drain(self) -> None:
@@ -72,6 +74,8 @@ class Readiness:
             if self.engine_reason != before:
                 if self.engine_reason is None:
                     logger.info("ready: the engine at %s serves %s", engine.address, model_name)
+                elif before == _NOT_ASKED:  # both have just been started, most often
+                    logger.info("waiting for the engine at %s: %s", engine.address, self.engine_reason)
                 else:
                     logger.warning("not ready: %s", self.engine_reason)
             await asyncio.sleep(_CHECK_S if self.engine_reason is None else _POLL_S)

@@ -90,6 +90,15 @@ def test_excerpts_are_of_the_code_as_it_is(block: Block) -> None:
     assert [line for line in block.text.splitlines() if line.strip() not in lines] == []
 
 
+def test_metrics_that_pages_name_exist() -> None:
+    """A metric that was renamed leaves its name behind in pages, dashboards' queries included."""
+    table = set(re.findall(r"^\| `(briton_\w+)`", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE))
+    others = {"briton_server", "briton_engine_builder", "briton_version"}
+    for page in (page for page in PAGES if page.name != "CHANGELOG.md"):
+        named = set(re.findall(r"(?<![\w./-])briton_[a-z_]+", page.read_text(encoding="utf-8"))) - others
+        assert named <= table, page
+
+
 def test_numbers_of_the_readme_are_the_logs() -> None:
     text = " ".join(README.read_text(encoding="utf-8").split())
     figures = read_log(ROOT / "benchmarks" / "LOG.md")

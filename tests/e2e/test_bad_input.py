@@ -27,22 +27,15 @@ def schema_format(schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
 
 
+# What the real tokenizer, engine and guides refuse; the fields alone are in tests/server/test_bad_input.py.
 # (body beside model and messages, the field that the error names)
 BAD_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user", "content": "word " * 9000}]}, "messages"),
-    ({"max_tokens": 0}, "max_tokens"),
-    ({"max_tokens": -1}, "max_tokens"),
-    ({"temperature": -1}, "temperature"),
-    ({"temperature": float("nan")}, "temperature"),
-    ({"top_p": 2}, "top_p"),
     ({"logit_bias": {"999999": 1}}, "logit_bias"),
-    ({"messages": []}, "messages"),
-    ({"messages": [{"role": "wizard", "content": "Hello"}]}, "messages[0].role"),
-    ({"messages": [{"role": "user", "content": "a\0b"}]}, "messages[0].content"),
-    ({"response_format": schema_format({"type": "string", "description": "x" * 300_000})}, "response_format"),
+    ({"stop_token_ids": [999999]}, "stop_token_ids"),
+    ({"n": 100}, "n"),
     ({"response_format": schema_format({"type": "array", "uniqueItems": True})}, "response_format"),
-    ({"stop": [str(i) for i in range(1000)]}, "stop"),
-    ({"n": 1000}, "n"),
+    ({"guided_regex": "("}, "guided_regex"),
 ]
 
 
@@ -72,12 +65,10 @@ def test_malformed_json_and_an_unknown_model(serving: Serving) -> None:
     assert (status, body["error"]["code"], body["error"]["param"]) == (404, "model_not_found", "model")
 
 
-@pytest.mark.parametrize("prompt", [[1] * 1_000_000, [1_000_000], [-1], "word " * 9000, ""])
+@pytest.mark.parametrize("prompt", [[1] * 1_000_000, [1_000_000], "word " * 9000], ids=["ids", "an id", "a text"])
 def test_a_bad_prompt(serving: Serving, prompt: object) -> None:
     status, body = post(serving, "/v1/completions", json.dumps({"model": MODEL, "prompt": prompt}))
-    assert status in (400, 413), body
-    assert body["error"]["param"] in ("prompt", None), body
-    assert status == 413 or body["error"]["param"] == "prompt"
+    assert (status, body["error"]["param"]) == (400, "prompt"), body
 
 
 def test_bad_input_leaves_a_running_request_alone(serving: Serving, client: openai.OpenAI) -> None:

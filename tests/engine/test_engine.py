@@ -416,7 +416,7 @@ async def test_a_hung_executor_is_seen_whatever_its_callers_do(timeout_s: float)
 class _KeepsRequests(FakeExecutor):
     """Goes on with its steps, and ends no request that is cancelled."""
 
-    def cancel(self, request_id: int) -> None:
+    def cancel(self, request_id: int, index: int | None = None) -> None:
         pass
 
 

@@ -15,6 +15,7 @@ from tests.trtllm.engines import with_kv_cache
 
 
 class TestTrtllmOnGpu(ExecutorConformance):
+    cancels_sequences = False
     samples_with_lookahead = False
 
     @pytest.fixture(autouse=True)

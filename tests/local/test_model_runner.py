@@ -5,7 +5,10 @@ Each node of a draft is compared with the sequence that ends in it, computed alo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -20,14 +23,16 @@ from briton.engine.types import GenerationRequest, SamplingParams
 from briton.local import model_runner
 from briton.local.draft import ROOT, Draft
 from briton.local.model_runner import ModelRunner
-from briton.local.plan import ScheduledSequence, step_inputs
+from briton.local.plan import ScheduledSequence, StepInputs, step_inputs
+from briton.local.probe import one_sequence
 from briton.local.sequence import RequestState, SequenceState
 from briton.local.settings import BLOCK_SIZE, LocalSettings
-from briton.local.step_graphs import StepGraph, compile_step_graphs
+from briton.local.step_graphs import LATER_NICENESS, GraphCompiler, StepGraph
 from briton.model.engine_dir import load_manifest
 from briton_engine_builder import build_engine
 from tests.conftest import TinyLlama
 from tests.engine_builder.engines import config_for
+from tests.processes import wait_until
 
 TOLERANCE = 1e-4
 NUM_TOKENS = 400  # of the vocabulary are used
@@ -60,11 +65,11 @@ def test_as_many_threads_as_there_is_time_for(engine: Path, monkeypatch: pytest.
     """Those of the whole machine were started in a container with a quota."""
     asked: list[int] = []
 
-    def asking(core: Any, model: Any, properties: Mapping[str, Any], sizes: Sequence[int]) -> list[StepGraph]:
+    def asking(core: Any, model: Any, properties: Mapping[str, Any]) -> GraphCompiler:
         asked.append(properties["INFERENCE_NUM_THREADS"])
-        return compile_step_graphs(core, model, properties, sizes)
+        return GraphCompiler(core, model, properties)
 
-    monkeypatch.setattr(model_runner, "compile_step_graphs", asking)
+    monkeypatch.setattr(model_runner, "GraphCompiler", asking)
     monkeypatch.setattr(model_runner, "available_cpus", lambda: 3)
     for threads in (None, 2):
         ModelRunner(engine, load_manifest(engine), replace(SETTINGS, threads=threads), fixed_sizes=())
@@ -234,6 +239,103 @@ def test_the_smallest_limits(engine: Path, fixed_sizes: Sequence[int]) -> None:
     runner = ModelRunner(engine, load_manifest(engine), settings, fixed_sizes=fixed_sizes)
     runner.warm_up(8, runner.forward)
     assert runner.measure_costs(runner.forward).sizes == (1,)
+
+
+def later(engine: Path, sizes: Sequence[int] = (1, 4, 8, 16)) -> ModelRunner:
+    """A runner without graphs of its own for few tokens yet."""
+    return ModelRunner(engine, load_manifest(engine), SETTINGS, fixed_sizes=sizes, fixed_later=True)
+
+
+def test_graphs_that_come_later_change_no_answer(engine: Path) -> None:
+    """Tokens of running sequences, step by step while graphs are compiled and taken, are those of the graph of any
+    size."""
+    prompts = [text(20 + 7 * i) for i in range(4)]
+
+    def decode(runner: ModelRunner, watch: Callable[[int], object]) -> list[list[int]]:
+        steps = Steps(runner)
+        sequences = [steps.sequence(prompt, len(prompt) - 1, room=250) for prompt in prompts]
+        for number in range(100):
+            watch(number)
+            for batch in (sequences, sequences[:1]):  # in the graph of 4, and in that of 1
+                logits = steps.step(*(ScheduledSequence(sequence, 1) for sequence in batch))
+                for sequence, rows in zip(batch, logits, strict=True):
+                    sequence.token_ids.append(int(rows[0].argmax()))
+        return [sequence.token_ids for sequence in sequences]
+
+    runner = later(engine)
+    runner.compile_later()
+    seen: list[tuple[int, ...]] = []
+
+    def watch(number: int) -> None:
+        seen.append(runner.ready_sizes)
+        if number == 50:  # steps without a pause leave little to what is compiled beside them
+            assert runner.await_graphs(60)
+
+    answers = decode(runner, watch)
+    assert (seen[0], seen[-1]) == ((), (1, 4, 8, 16))
+    assert decode(later(engine), lambda number: None) == answers
+
+
+def test_graphs_that_come_later_write_to_no_block_of_a_sequence(engine: Path) -> None:
+    runner = later(engine, (1, 16))
+    steps = Steps(runner)
+    sequence = steps.sequence(text(80), 79)
+    before = {name: tensor.data[: runner.num_blocks].copy() for name, tensor in runner._kv_cache.items()}
+    runner.compile_later()
+    assert runner.await_graphs(60)
+    assert runner.ready_sizes == (1, 16)
+    for name, tensor in runner._kv_cache.items():
+        np.testing.assert_array_equal(tensor.data[: runner.num_blocks], before[name])
+    (rows,) = steps.step(ScheduledSequence(sequence, 1))
+    steps.check(sequence, None, rows)
+
+
+def test_a_graph_that_fails_is_not_used(
+    engine: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compute = StepGraph.compute
+
+    def broken(graph: StepGraph, inputs: StepInputs) -> Logits:
+        return compute(graph, inputs) * (np.nan if graph.num_tokens == 8 else 1)
+
+    runner = later(engine, (4, 8, 16))
+    monkeypatch.setattr(StepGraph, "compute", broken)
+    runner.compile_later()
+    assert runner.await_graphs(60)
+    assert runner.ready_sizes == (4,)
+    assert "logits of steps of 8 tokens are not finite numbers" in caplog.text
+    assert np.isfinite(runner.forward(one_sequence(8))).all()
+
+
+def test_no_graph_is_begun_after_the_last_step(engine: Path) -> None:
+    runner = later(engine)
+    runner.compile_later()
+    runner.stop_compiling()
+    assert runner.await_graphs(60)
+    assert len(runner.ready_sizes) <= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux alone")
+def test_graphs_that_come_later_compute_at_normal_priority(engine: Path) -> None:
+    """A thread's priority is inherited by those it starts, and cannot be raised again: the plugin's threads must not
+    be started by the one that compiles at low priority."""
+    runner = later(engine, (1, 4))
+    runner.compile_later()
+    seen: set[int] = set()
+    while not runner.await_graphs(0.001):
+        seen |= priorities()
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert seen == {own, min(19, own + LATER_NICENESS)}
+    wait_until(lambda: priorities() == {own})  # the thread itself ends a moment later
+
+
+def priorities() -> set[int]:
+    """The nice values of this process's threads."""
+    values = set()
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            values.add(os.getpriority(os.PRIO_PROCESS, int(thread)))
+    return values
 
 
 @pytest.mark.slow

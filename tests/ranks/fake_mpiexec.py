@@ -20,7 +20,7 @@ directory, size, told = pathlib.Path(sys.argv[1]), int(sys.argv[2]), dict(part.s
 
 
 def write(name: str, text: str) -> None:
-    unfinished = directory / f"{name}.unfinished"
+    unfinished = directory / f"{name}.unfinished-{os.getpid()}"  # ranks may write the same at once
     unfinished.write_text(text)
     unfinished.replace(directory / name)
 

@@ -15,11 +15,11 @@ def state(
     seconds: float = 0.0,
     *,
     silence_s: float = 0.1,
-    longest_s: float = 0.001,
+    expected_s: float = 0.001,
     is_serving: bool = True,
     host: str = "left",
 ) -> RankState:
-    return RankState(host, silence_s, is_serving, Snapshot(phase, seconds, 7, longest_s))
+    return RankState(host, silence_s, is_serving, Snapshot(phase, seconds, 7, expected_s))
 
 
 def found(*states: RankState) -> tuple[str, int | None] | None:
@@ -87,7 +87,7 @@ def test_a_computation_without_end() -> None:
 
 def test_patience_grows_with_what_computing_has_taken() -> None:
     """A prefill may take many times what steps took so far, on any rank."""
-    slow = state(WAITING, 8.0, longest_s=0.2)
+    slow = state(WAITING, 8.0, expected_s=0.2)
     within, beyond = PATIENCE * 0.2 - 0.5, PATIENCE * 0.2 + 0.5
     assert found(slow, state(COMPUTING, within)) is None
     failure = found(slow, state(COMPUTING, beyond))
@@ -108,3 +108,21 @@ def test_progress_counts_phases_and_the_longest_computation(monkeypatch: pytest.
         progress.enter(phase)
         now[0] += seconds
     assert progress.snapshot() == Snapshot(IDLE, 20.0, 4, 0.5)
+
+
+def test_a_long_prompt_after_a_short_warm_up_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a warm-up of 32 tokens one unchunked prompt of 8,192 ended the job, and the restart met it again."""
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    progress = Progress()
+    progress.begin_step(32)
+    for phase, seconds in [(COMPUTING, 0.02), (WAITING, 0.1)]:
+        progress.enter(phase)
+        now[0] += seconds
+    progress.begin_step(8192)
+    progress.enter(COMPUTING)
+    now[0] += 256 * 0.02 * 5  # five times what its tokens alone would take: their attention
+    here = RankState("b", 0.0, True, progress.snapshot())
+    assert found(state(WAITING, 25.0), here) is None
+    now[0] += 256 * 0.02 * PATIENCE
+    assert found(state(WAITING, 125.0), RankState("b", 0.0, True, progress.snapshot())) is not None

@@ -59,6 +59,8 @@ async def test_the_streaming_contract(gateway: RunningGateway) -> None:
     body = {"model": MODEL, "messages": HI, "stream": True, "stream_options": {"include_usage": True}}
     response = await gateway.post("/v1/chat/completions", body)
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["x-accel-buffering"] == "no", "nginx would hold events back"
     events = events_of(response.text)
     assert events[-1] == "[DONE]"
     chunks = [json.loads(event) for event in events[:-1]]

@@ -107,12 +107,28 @@ async def test_a_stream_that_is_not_read_ends_soon_after_its_deadline(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-async def test_who_reads_is_not_ended(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "SEND_TIMEOUT_S", SHORT_S)
-    executor = FakeExecutor(FAKE_INFO, step_s=0.001)
-    async with serve(executor) as running:
-        text = (await running.post("/v1/completions", {**ENDLESS, "n": 4, "model": MODEL, "stream": True})).text
-        assert text.endswith("data: [DONE]\n\n")
+@pytest.mark.usefixtures("small_buffers")
+async def test_who_reads_again_is_not_ended(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full buffer that is read again and again, each time within the time."""
+    monkeypatch.setattr(http_protocol, "SEND_TIMEOUT_S", 1.0)
+    pauses: list[float] = []
+    pause_writing = http_protocol.GatewayProtocol.pause_writing
+
+    def noted(self: http_protocol.GatewayProtocol) -> None:
+        pauses.append(asyncio.get_running_loop().time())
+        pause_writing(self)
+
+    monkeypatch.setattr(http_protocol.GatewayProtocol, "pause_writing", noted)
+    executor = FakeExecutor(FAKE_INFO, step_s=0.002)
+    async with serve(executor) as running, slow_reader(running) as client:
+        await until(lambda: bool(pauses))
+        received = b""
+        while data := await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1 << 20), 10):
+            received = received[-100:] + data
+            if b"data: [DONE]" in received:
+                break
+        assert asyncio.get_running_loop().time() - pauses[0] > 1.0, "it took longer than the time of one wait"
+        assert b"data: [DONE]" in received
 
 
 @pytest.mark.usefixtures("small_buffers")
@@ -168,6 +184,16 @@ async def test_an_answer_before_the_end_of_the_body_is_the_last(
         await asyncio.wait_for(dribbling, 10)
 
 
+async def test_a_client_in_the_middle_of_its_body_is_not_reset_at_once(gateway: RunningGateway) -> None:
+    """It has time to finish what it sends and to read why it was refused."""
+    async with connect(gateway) as connection:
+        await connection.send(POST + b"Content-Length: 99999999\r\n\r\n")
+        await asyncio.sleep(0.1)
+        await connection.send(*[b"x" * 100_000] * 5)
+        assert (await connection.answer()).status == 413
+        assert await connection.rest() == b""
+
+
 async def test_an_answer_after_the_end_of_the_body_is_not_the_last(gateway: RunningGateway) -> None:
     async with connect(gateway) as connection:
         for request, status in (
@@ -198,6 +224,25 @@ async def test_a_client_that_leaves_with_requests_in_the_pipeline(
         await until(lambda: running.gateway.readiness.num_open == 0)
         assert len(executor.submitted) == 1, "what waited behind it is gone too"
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_connection_without_a_request_is_kept_for_a_while(
+    serve: Serve, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert http_server.KEEP_ALIVE_S > 60, "load balancers close idle connections after 60 s, and should be the first"
+    monkeypatch.setattr(http_server, "KEEP_ALIVE_S", SHORT_S)
+    async with serve(executor) as running, connect(running) as connection:
+        for _ in range(3):
+            await connection.send(REQUEST)
+            assert (await connection.answer()).status == 200
+        assert await asyncio.wait_for(connection.rest(), 3) == b"", "uvicorn's own 5 s do not count"
+
+
+async def test_no_header_tells_what_serves(gateway: RunningGateway) -> None:
+    for request in (REQUEST, get("/nowhere"), get("/live")):
+        async with connect(gateway) as connection:
+            await connection.send(request)
+            assert "server" not in (await connection.answer()).headers
 
 
 async def test_connections_beyond_the_limit_get_503(serve: Serve, executor: FakeExecutor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,17 @@ from openai import AsyncOpenAI, NotFoundError
 from prometheus_client.parser import text_string_to_metric_families
 
 import briton
+from briton.v1.current_request import current_request
+from briton_server import generation_request
 from briton_server.app import create_app
+from briton_server.preparation import LONG_BODY
 from briton_server.settings import Settings
 from tests.fake_executor import FAKE_INFO, FakeExecutor
 from tests.server.conftest import Serve
 from tests.server.running import MODEL, RunningGateway
 
 ROOT = Path(__file__).parents[2]
+WITH_USAGE = {"stream_options": {"include_usage": True}}
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -54,8 +59,10 @@ async def test_ready_says_no_from_the_moment_of_draining(gateway: RunningGateway
 
 
 async def test_metrics_add_up(gateway: RunningGateway) -> None:
-    whole = (await gateway.post("/v1/chat/completions", CHAT)).json()["usage"]
-    await gateway.post("/v1/chat/completions", {**CHAT, "stream": True})
+    body = {**CHAT, "messages": [{"role": "user", "content": "hi " * 30}]}  # of several blocks
+    whole = (await gateway.post("/v1/chat/completions", body)).json()["usage"]
+    text = (await gateway.post("/v1/chat/completions", {**body, "stream": True, **WITH_USAGE})).text
+    again = json.loads(text.split("\n\n")[-3].removeprefix("data: "))["usage"]
     await gateway.post("/v1/chat/completions", {**CHAT, "n": 0})
     await gateway.http.get("/made/up/path")
     text = (await gateway.http.get("/metrics")).text
@@ -78,6 +85,7 @@ async def test_metrics_add_up(gateway: RunningGateway) -> None:
     assert value("briton_queue_seconds_count") == 2
     assert value("briton_request_seconds_count") == 3
     assert value("briton_open_requests") == 0
+    assert value("briton_cached_tokens_total") == again["prompt_tokens_details"]["cached_tokens"] > 0
     assert value("briton_engine_up") == 1
     assert value("briton_engine_requests_total") == 2
     assert value("briton_engine_output_tokens_total") == 2 * whole["completion_tokens"]
@@ -111,6 +119,37 @@ async def test_request_ids_go_in_and_out(gateway: RunningGateway) -> None:
             assert returned
 
 
+class Noted(logging.Handler):
+    """What was logged by the gateway, and for which request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[tuple[str, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith("briton_server"):
+            self.lines.append((record.getMessage(), current_request.get()))
+
+
+async def test_every_log_line_of_a_request_knows_it(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On the event loop, in the thread of a long body, and where nobody caught an error."""
+    noted, logger = Noted(), logging.getLogger("briton_server")
+    caplog.set_level(logging.INFO, "briton_server")
+    monkeypatch.setattr(logger, "handlers", [noted])
+    headers = {"x-request-id": "mine"}
+    await gateway.post("/v1/chat/completions", {**CHAT, "stream": True}, **headers)
+    await gateway.post("/v1/chat/completions", {**CHAT, "unknown_field": "x" * LONG_BODY}, **headers)
+    monkeypatch.setattr(generation_request, "parse_request", lambda content, kind: 1 / 0)
+    assert (await gateway.post("/v1/chat/completions", CHAT, **headers)).status_code == 500
+    told = [line for line, _ in noted.lines]
+    assert len([line for line in told if line.startswith("/v1/chat/completions")]) == 3
+    assert [line for line in told if "unknown_field" in line]
+    assert [line for line in told if "failed" in line]
+    assert {request for _, request in noted.lines} == {"mine"}, noted.lines
+
+
 async def test_the_same_request_id_twice_at_once_is_no_error(gateway: RunningGateway) -> None:
     """A retry of a client's; the engine refuses an id that is open, so it gets ids of the gateway's own."""
     async with gateway.openai() as client:
@@ -123,10 +162,56 @@ async def test_the_same_request_id_twice_at_once_is_no_error(gateway: RunningGat
 
 
 def test_the_committed_document_is_the_applications() -> None:
-    """`python -m briton_server.openapi` writes it."""
+    """`python -m briton_server.openapi_document` writes it."""
     app = create_app(Settings(model_name="", tokenizer_dir=Path(), engine_address=""))
     committed = json.loads((ROOT / "server" / "openapi.json").read_text())
-    assert committed == app.openapi()
+    assert committed["info"] == {"title": "Briton", "version": briton.__version__}
+    assert operations_of(committed) == operations_of(app.openapi())
+    assert committed["components"]["schemas"] == app.openapi()["components"]["schemas"]
+
+
+def operations_of(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """What the document says of each operation in our words: FastAPI's own may change with each release of it."""
+
+    def schemas(described: dict[str, Any]) -> dict[str, Any]:
+        return {media: content.get("schema", {}).get("$ref") for media, content in described.get("content", {}).items()}
+
+    return {
+        (path, method): {
+            "id": operation["operationId"],
+            "summary": operation["summary"],
+            "parameters": [(given["name"], given["in"]) for given in operation.get("parameters", ())],
+            "body": schemas(operation.get("requestBody", {})),
+            "responses": {status: schemas(response) for status, response in operation["responses"].items()},
+        }
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    }
+
+
+def test_operations_have_short_names_and_our_errors() -> None:
+    """Clients are generated from them. FastAPI's own error, 422, is nowhere sent."""
+    app = create_app(Settings(model_name="", tokenizer_dir=Path(), engine_address=""))
+    operations = operations_of(app.openapi())
+    assert {operation["id"] for operation in operations.values()} == {
+        "create_chat_completion",
+        "create_completion",
+        "list_models",
+        "retrieve_model",
+        "live",
+        "ready",
+        "health",
+        "metrics",
+        "version",
+    }
+    for (path, _), operation in operations.items():
+        error = {"application/json": "#/components/schemas/ErrorBody"}
+        expected = {"200", "default"} if path.startswith("/v1/") else {"200"}
+        assert set(operation["responses"]) == expected
+        assert operation["responses"].get("default") == (error if "default" in expected else None)
+    chat = operations["/v1/chat/completions", "post"]
+    assert chat["body"] == {"application/json": "#/components/schemas/ChatCompletionRequest"}
+    assert set(chat["responses"]["200"]) == {"application/json", "text/event-stream"}
 
 
 async def test_the_document_and_its_page(gateway: RunningGateway) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from briton_server import body, http_protocol, http_transport
 from briton_server.http_connection import MAX_HEAD_BYTES
+from tests.fake_executor import FAKE_INFO, FakeExecutor
+from tests.server.conftest import Serve, says
 from tests.server.raw_http import BODY, LENGTH, POST, REQUEST, connect, exchange
 from tests.server.running import RunningGateway
 
@@ -32,7 +34,7 @@ def request_line(path: str) -> bytes:
 @pytest.mark.parametrize("offer", [H2C, WEBSOCKET], ids=["h2c", "websocket"])
 @pytest.mark.parametrize("cut", [0, 10, 60, 130, -1], ids=lambda cut: f"cut at {cut}")
 async def test_an_offered_upgrade_is_declined_and_the_body_kept(
-    gateway: RunningGateway, offer: bytes, cut: int
+    gateway: RunningGateway, caplog: pytest.LogCaptureFixture, offer: bytes, cut: int
 ) -> None:
     """However the head is cut into segments. The body was answered as a request of its own: request smuggling."""
     smuggled = request_line("/version")
@@ -46,6 +48,9 @@ async def test_an_offered_upgrade_is_declined_and_the_body_kept(
         await connection.send(REQUEST)
         answer = await connection.answer()
         assert (answer.status, answer.json()["object"]) == (200, "chat.completion"), "nothing else was answered"
+    assert not [record for record in caplog.records if "upgrade" in record.message], (
+        "a line for each of Java's requests"
+    )
 
 
 @pytest.mark.parametrize("num_bytes", [1000, 20_000])
@@ -165,13 +170,14 @@ async def test_a_client_that_waits_for_100_continue(gateway: RunningGateway) -> 
         assert (await connection.answer()).status == 200
 
 
-async def test_bytes_after_a_request_that_is_the_last_are_ignored(gateway: RunningGateway) -> None:
-    """Old clients end a body with a line end that they do not count."""
+async def test_bytes_after_a_request_that_is_the_last_are_ignored(serve: Serve) -> None:
+    """Old clients end a body with a line end that they do not count. While the answer is being made, too."""
     request = POST + LENGTH + CLOSE + b"\r\n" + BODY
-    for tail in ((b"\r\n",), (b"", b"\r\n"), (b"", request_line("/version"))):
-        received = await exchange(gateway, request + tail[0], *tail[1:])
-        assert received.startswith(b"HTTP/1.1 200")
-        assert received.count(b"HTTP/1.1 ") == 1
+    async with serve(FakeExecutor(FAKE_INFO, script=says("hi there"), step_s=0.02)) as gateway:
+        for tail in ((b"\r\n",), (b"", b"\r\n"), (b"", request_line("/version"))):
+            received = await exchange(gateway, request + tail[0], *tail[1:])
+            assert received.startswith(b"HTTP/1.1 200")
+            assert received.count(b"HTTP/1.1 ") == 1
 
 
 @pytest.mark.parametrize("begin", [b"", POST, b"\r\n"], ids=["nothing", "a part", "a blank line"])

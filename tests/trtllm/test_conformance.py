@@ -12,6 +12,7 @@ from tests.trtllm.engines import start
 
 
 class TestTrtllm(ExecutorConformance):
+    cancels_sequences = False
     samples_with_lookahead = False
 
     @pytest.fixture(autouse=True)

@@ -33,6 +33,7 @@ class LeadingForward:
         progress.enter(Phase.WAITING)
         broadcast_step(self._communicator, inputs)
         counters.broadcast_s += time.perf_counter() - started
+        progress.begin_step(len(inputs.token_ids))
         progress.enter(Phase.COMPUTING)
         own = self._forward(inputs)
         progress.enter(Phase.WAITING)
@@ -65,6 +66,7 @@ def follow(communicator: Communicator, forward: Forward) -> None:
         if inputs is None:
             return
         started = time.perf_counter()
+        progress.begin_step(len(inputs.token_ids))
         progress.enter(Phase.COMPUTING)
         logits = forward(inputs)
         progress.enter(Phase.WAITING)

@@ -15,6 +15,7 @@ from briton_server.gateway import Gateway
 from briton_server.generation import Generation
 from briton_server.generation_request import new_generation, receive
 from briton_server.logprobs import chat_logprobs
+from briton_server.openapi import ERRORS, STREAM, reads
 from briton_server.protocol.chat import ChatCompletion, ChatCompletionRequest
 
 router = APIRouter(tags=["chat"])
@@ -27,7 +28,13 @@ def _message(text: str) -> dict[str, Any]:
 _CHAT = AnswerKind("chatcmpl", "chat.completion", ChatFrames, _message, chat_logprobs)
 
 
-@router.post("/v1/chat/completions", response_model=ChatCompletion, summary="Answer a conversation")
+@router.post(
+    "/v1/chat/completions",
+    response_model=ChatCompletion,
+    responses={**STREAM, **ERRORS},
+    openapi_extra=reads(ChatCompletionRequest),
+    summary="Answer a conversation",
+)
 async def create_chat_completion(request: Request) -> Response:
     """The next message of a conversation, whole or as server-sent events."""
     fields, model, generation = await receive(request, ChatCompletionRequest, _check, _generation)

@@ -15,6 +15,7 @@ from briton_server.gateway import Gateway
 from briton_server.generation import Generation
 from briton_server.generation_request import new_generation, receive
 from briton_server.logprobs import completion_logprobs
+from briton_server.openapi import ERRORS, STREAM, reads
 from briton_server.protocol.completions import Completion, CompletionRequest, Prompt
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -30,7 +31,13 @@ def _text(text: str) -> dict[str, Any]:
 _COMPLETION = AnswerKind("cmpl", "text_completion", CompletionFrames, _text, completion_logprobs)
 
 
-@router.post("/v1/completions", response_model=Completion, summary="Continue a text")
+@router.post(
+    "/v1/completions",
+    response_model=Completion,
+    responses={**STREAM, **ERRORS},
+    openapi_extra=reads(CompletionRequest),
+    summary="Continue a text",
+)
 async def create_completion(request: Request) -> Response:
     """The continuation of one or several prompts, whole or as server-sent events."""
     fields, model, (generation, echoes) = await receive(request, CompletionRequest, _check, _generation)
