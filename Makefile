@@ -4,6 +4,7 @@ VENV := .venv
 PEERS := .peers/venv
 BIN := $(VENV)/bin
 LOCKED := constraints/locked.txt
+LOWEST := .venv-lowest
 TORCH := .venv-torch
 # Wheels without CUDA's libraries, which are 2 GB; where it cannot be reached, the default index has to do.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -12,7 +13,7 @@ GPU_PYTHON ?= python3
 GPU_MODEL ?= Qwen/Qwen2.5-0.5B-Instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help serve install dev test test-fast coverage test-torch test-cuda test-gpu constraints check lint-imports lock format proto reference docs bench peers clean
+.PHONY: help serve install dev test test-fast coverage test-python test-lowest test-torch test-cuda test-gpu constraints check lint-imports lock format proto reference docs bench peers clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +36,12 @@ coverage: dev ## test-fast, and which lines of the packages it did not run
 
 test-gpu: ## the real TensorRT-LLM on a machine with a GPU (GPU_PYTHON has it installed, GPU_MODEL is built), and a benchmark
 	$(GPU_PYTHON) -m tests.gpu.run --model $(GPU_MODEL)
+
+test-python: ## test-fast on another Python (PYTHON=python3.13), in an environment of its own
+	$(MAKE) test-fast VENV=.venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+
+test-lowest: $(LOWEST)/.installed ## test-fast with the oldest versions that our requirements allow
+	$(LOWEST)/bin/python -m tests.run --fast
 
 test-torch: $(TORCH)/.installed ## the GPU's token masks by a torch for CPUs, in .venv-torch
 	$(TORCH)/bin/python tests/torch_device/run.py --device cpu
@@ -80,7 +87,7 @@ bench: install ## our executor and server measured, against the peers where `mak
 peers: $(PEERS)/.installed ## what the benchmarks compare with, in .peers/venv; llama.cpp is compiled, which takes minutes
 
 clean: ## remove the environments
-	rm -rf $(VENV) $(TORCH)
+	rm -rf .venv .venv-*
 
 # Debian's python3 comes without ensurepip: then the pip beside it fills the environment.
 $(VENV)/.created:
@@ -101,6 +108,15 @@ $(VENV)/.dev: pyproject.toml $(LOCKED) | $(VENV)/.created
 
 $(VENV)/.docs: pyproject.toml $(LOCKED) | $(VENV)/.created
 	$(BIN)/python -m pip install --quiet -c $(LOCKED) --editable '.[docs]'
+	@touch $@
+
+$(LOWEST)/.installed: pyproject.toml | $(VENV)/.dev
+	$(PYTHON) -m venv --clear $(LOWEST) || { $(PYTHON) -m venv --clear --without-pip $(LOWEST) && \
+		$(PYTHON) -m pip --python $(LOWEST)/bin/python install --quiet pip; }
+	$(BIN)/uv pip compile pyproject.toml --extra dev --resolution lowest-direct --python $(LOWEST)/bin/python \
+		--no-annotate --quiet --output-file $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/python -m pip install --quiet -r $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
 $(TORCH)/.installed: tests/torch_device/requirements.txt

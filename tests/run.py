@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=WORKERS, help=f"processes of the first run; default {WORKERS}")
     parser.add_argument("options", nargs="*", help="what else pytest is told")
     given = parser.parse_args(arguments)
+    # Every process compiles the packages and rewrites the tests anew where bytecode may not be kept: half of the work.
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     started, counted, failed = time.monotonic(), Counter[str](), 0
     coverage = Path(ROOT / ".coverage")
     if given.coverage:
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name, options in runs(given.fast, given.workers):
             report = Path(folder) / f"{name}.xml"
             command = [sys.executable, "-m", "pytest", "-q", f"--junit-xml={report}", *options, *given.options]
-            code = subprocess.call([*command, *(COVERAGE if given.coverage else ())], cwd=ROOT)
+            code = subprocess.call([*command, *(COVERAGE if given.coverage else ())], cwd=ROOT, env=environ)
             if code == 5:
                 print(f"tests.run: no test was found that runs {name}: that is a failure", file=sys.stderr)
             failed = failed or code
@@ -57,7 +59,9 @@ def runs(fast: bool, workers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The name and pytest's options of each run."""
     also = " and not slow" if fast else ""
     yield "in parallel", ("-n", str(workers), *PARALLEL, "-m", f"not timing{also}")
-    yield "alone", ("-m", f"timing{also}")
+    files = sorted(ROOT.glob("tests/**/test_*.py"))
+    timing = [str(file.relative_to(ROOT)) for file in files if "mark.timing" in file.read_text(encoding="utf-8")]
+    yield "alone", ("-m", f"timing{also}", *timing)
 
 
 def counts(report: Path) -> Counter[str]:

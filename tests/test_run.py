@@ -48,6 +48,7 @@ def test_both_runs_count(
     assert told in last
     assert last.startswith("===")
     parallel, alone = (command[command.index("-m", 3) + 1] for command in commands)
+    assert "tests/test_cli.py" in commands[1]
     assert (parallel, alone) == ("not timing and not slow", "timing and not slow")
     assert "-n" in commands[0]
     assert "-n" not in commands[1]

@@ -73,8 +73,9 @@ class Admission:
 class Compiler(Protocol):
     """Turns what a caller asks for into a guide, off the event loop (`briton.guidance.compiler.GuideCompiler`)."""
 
-    async def compile(self, spec: GuideSpec) -> Guide:
-        """A guide in its start state; raises InvalidRequest or Unsupported."""
+    async def compile(self, spec: GuideSpec, *, caller: str) -> Guide:
+        """A guide in its start state; callers have equal shares of the time it takes. Raises InvalidRequest,
+        Unsupported or QueueFull."""
         ...
 
 
@@ -278,7 +279,7 @@ class Engine:
             raise Unsupported("this engine has no guided decoding", "guide")
         remaining = None if deadline is None else deadline - self._loop.time()
         try:
-            guide = await asyncio.wait_for(self._compiler.compile(spec), remaining)
+            guide = await asyncio.wait_for(self._compiler.compile(spec, caller=request.caller), remaining)
         except asyncio.TimeoutError:
             raise DeadlineExceeded("the request's guide was not compiled before its deadline") from None
         return replace(request, guide=guide)

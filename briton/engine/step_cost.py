@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 _EXACT_SIZES = 16  # steps of up to so many tokens are told apart one by one, larger ones by half octaves
 _MEMORY = 64.0  # steps of one kind after which the oldest count no more than a 64th
 _OUTLIER = 2.0  # a step counts as at most so many times what was expected of it,
+_LEAST_S = 1e-6  # seconds that any step takes
 _TRUSTED_AFTER = 8  # once so many steps were seen
 _SHRINK = 2.0  # steps of one kind that it takes to believe them rather than the line through all kinds
 _REFIT_EVERY = 32  # steps
@@ -65,8 +66,9 @@ class StepCost:
         """Learn from a step that took `seconds`. Steps of no tokens or no time teach nothing."""
         if shape.num_tokens < 1 or not 0 < seconds < math.inf:
             return
+        seconds = max(seconds, _LEAST_S)
         if self.num_steps >= _TRUSTED_AFTER and (expected := self.expected(shape)) is not None:
-            seconds = min(seconds, _OUTLIER * expected)
+            seconds = min(seconds, max(_OUTLIER * expected, _LEAST_S))
         key = _kind_of(shape)
         kind = self._kinds.get(key)
         if kind is None:

@@ -179,6 +179,11 @@ class AutomatonGuide:
         return self._automaton.vocabulary
 
     @property
+    def memory(self) -> Automaton:
+        """What all copies share: it lives as long as any of them."""
+        return self._automaton
+
+    @property
     def nbytes(self) -> int:
         """Memory held by what all copies share, in bytes."""
         return self._automaton.nbytes

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+import weakref
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
@@ -18,6 +19,11 @@ class Sized(Protocol):
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""
+        ...
+
+    @property
+    def memory(self) -> object:
+        """What holds it: whoever uses the value, or a copy of it, has a reference."""
         ...
 
 
@@ -37,7 +43,10 @@ class _Failure:
 
 
 class SingleFlightCache(Generic[T]):
-    """Least recently used values by key, for one event loop."""
+    """Least recently used values by key, for one event loop.
+
+    `max_bytes` are of all that is in use: values that were dropped here count until the last that uses them has ended.
+    """
 
     def __init__(
         self,
@@ -51,21 +60,31 @@ class SingleFlightCache(Generic[T]):
         self._max_entries = max_entries
         self._failure_ttl_s = failure_ttl_s
         self._clock = clock
-        self._done: OrderedDict[bytes, T | _Failure] = OrderedDict()
+        self._values: OrderedDict[bytes, T] = OrderedDict()
+        self._failures: OrderedDict[bytes, _Failure] = OrderedDict()
         self._flights: dict[bytes, _Flight[T]] = {}
-        self._nbytes = 0
+        self._held = 0
+        self._released: deque[int] = deque()  # sizes, by whichever thread let go last
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held by values that are kept here or in use elsewhere."""
+        while self._released:
+            self._held -= self._released.popleft()
+        return self._held
 
     async def get(self, key: bytes, make: Callable[[], Awaitable[T]]) -> T:
         """The value of `key`, made by `make` when it is not there. Raises what `make` raises.
 
         A caller that is cancelled does not cancel the others' flight; the last one does. Only BritonErrors that say
-        something about the key are remembered.
+        something about the key are remembered. QueueFull when values in use leave no room for this one.
         """
-        done = self._lookup(key)
-        if isinstance(done, _Failure):
-            raise replace(done.error)  # an error that is raised twice would collect both tracebacks
-        if done is not None:
-            return done
+        failure = self._failures.get(key)
+        if failure is not None and self._clock() < failure.until:
+            raise replace(failure.error)  # an error that is raised twice would collect both tracebacks
+        if key in self._values:
+            self._values.move_to_end(key)
+            return self._values[key]
         flight = self._flights.get(key)
         if flight is None:
             flight = _Flight(asyncio.ensure_future(self._fly(key, make)))
@@ -85,11 +104,14 @@ class SingleFlightCache(Generic[T]):
         finally:
             flight.num_waiting -= 1
 
+    def put(self, key: bytes, value: T) -> None:
+        """Take a better value for a key that is still here; without room, the old one stays."""
+        if key in self._values and value.nbytes + self.nbytes <= self._max_bytes:
+            self._keep(key, value)
+
     def forget(self, key: bytes) -> None:
         """Drop a value that has gone bad."""
-        dropped = self._done.pop(key, None)
-        if dropped is not None and not isinstance(dropped, _Failure):
-            self._nbytes -= dropped.nbytes
+        self._values.pop(key, None)
 
     def cancel(self) -> None:
         """End all flights: who waits for one gets Unavailable."""
@@ -102,25 +124,16 @@ class SingleFlightCache(Generic[T]):
             del self._flights[key]
         flight.task.cancel()
 
-    def _lookup(self, key: bytes) -> T | _Failure | None:
-        done = self._done.get(key)
-        if done is None:
-            return None
-        if isinstance(done, _Failure) and self._clock() >= done.until:
-            self.forget(key)
-            return None
-        self._done.move_to_end(key)
-        return done
-
     async def _fly(self, key: bytes, make: Callable[[], Awaitable[T]]) -> T:
         try:
             value = await make()
         except (QueueFull, Unavailable):
             raise
         except BritonError as error:
-            self._keep(key, _Failure(replace(error), self._clock() + self._failure_ttl_s))
+            self._remember(key, error)
             raise
         else:
+            self._make_room(value.nbytes)
             self._keep(key, value)
             return value
         finally:
@@ -128,13 +141,28 @@ class SingleFlightCache(Generic[T]):
             if flight is not None and flight.task is asyncio.current_task():
                 del self._flights[key]
 
-    def _keep(self, key: bytes, done: T | _Failure) -> None:
-        self.forget(key)
-        self._done[key] = done
-        if not isinstance(done, _Failure):
-            self._nbytes += done.nbytes
-        while self._nbytes > self._max_bytes or len(self._done) > self._max_entries:
-            self.forget(next(iter(self._done)))
+    def _make_room(self, nbytes: int) -> None:
+        """Drop values until so many bytes are left. Raises QueueFull where those in use are too many."""
+        while self.nbytes + nbytes > self._max_bytes and self._values:
+            self._values.popitem(last=False)
+        held = self.nbytes
+        if held and held + nbytes > self._max_bytes:
+            raise QueueFull(f"guides of open requests hold {held >> 20} MiB; the limit is {self._max_bytes >> 20}")
+
+    def _keep(self, key: bytes, value: T) -> None:
+        self._held += value.nbytes
+        weakref.finalize(value.memory, self._released.append, value.nbytes).atexit = False
+        self._failures.pop(key, None)
+        self._values[key] = value
+        self._values.move_to_end(key)
+        if len(self._values) > self._max_entries:
+            self._values.popitem(last=False)
+
+    def _remember(self, key: bytes, error: BritonError) -> None:
+        self._failures[key] = _Failure(replace(error), self._clock() + self._failure_ttl_s)
+        self._failures.move_to_end(key)
+        if len(self._failures) > self._max_entries:
+            self._failures.popitem(last=False)
 
 
 def _retrieve(flight: asyncio.Task[T]) -> None:

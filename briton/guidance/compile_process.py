@@ -28,12 +28,13 @@ _MEMORY_EXITS = (OUT_OF_MEMORY, -signal.SIGABRT, -signal.SIGKILL, -signal.SIGSEG
 
 
 class CompileProcess:
-    """Compiles texts of one kind in a child process. Blocking, one at a time, from any thread.
+    """Compiles texts in a child process: schemas and regexes to grammars, or regexes to tables. Blocking, one at a
+    time, from any thread.
 
     The child is a new interpreter, started by the first text; never a bare fork: this process has gRPC's threads.
     """
 
-    def __init__(self, kind: Literal["regex", "schema"], vocabulary: Vocabulary, limits: GuideLimits) -> None:
+    def __init__(self, kind: Literal["grammar", "tables"], vocabulary: Vocabulary, limits: GuideLimits) -> None:
         self._kind = kind
         self._vocabulary = vocabulary
         self._limits = limits
@@ -47,12 +48,12 @@ class CompileProcess:
         """The child, when there is one."""
         return self._child.pid if self._child is not None else None
 
-    def compile(self, text: str, field: str) -> Any:
+    def compile(self, what: Literal["schema", "regex"], text: str, field: str) -> Any:
         """What the worker makes of a text. Raises InvalidRequest and Unsupported naming `field`, also past a limit."""
         with self._lock:
             connection = self._connection or self._start()
             try:
-                connection.send_bytes(text.encode("utf-8", "surrogatepass"))
+                connection.send_bytes(f"{what}\n{text}".encode("utf-8", "surrogatepass"))
                 if not connection.poll(self._limits.compile_timeout_s):
                     raise self._too_slow(field)
                 answer = self._receive(connection)
@@ -111,7 +112,7 @@ class CompileProcess:
             if self._closed:
                 raise Unavailable("the guide compiler is closed") from None
             raise BritonError(f"the compile worker did not start: exit code {exit_code}") from None
-        logger.debug("compile worker for a %s started: %d", self._kind, self._child.pid)
+        logger.debug("compile worker for %s started: %d", self._kind, self._child.pid)
         return ours
 
     def _end_child(self) -> int | None:
@@ -142,7 +143,7 @@ class CompileProcess:
             return Unavailable("the guide compiler is closed")
         if exit_code == -signal.SIGXCPU:
             return self._too_slow(field)
-        logger.warning("the compile worker for a %s ended with exit code %s", self._kind, exit_code)
+        logger.warning("the compile worker for %s ended with exit code %s", self._kind, exit_code)
         if exit_code not in _MEMORY_EXITS:
             return _failed(field)
         limit = self._limits.compile_memory_bytes >> 20
@@ -150,7 +151,7 @@ class CompileProcess:
 
     def _malformed(self, field: str, error: MalformedAnswer) -> InvalidRequest:
         self._end_child()
-        logger.warning("the compile worker for a %s gave a malformed answer: %s", self._kind, error)
+        logger.warning("the compile worker for %s gave a malformed answer: %s", self._kind, error)
         return _failed(field)
 
 

@@ -1,7 +1,7 @@
-"""The process that compiles first: reads regexes and schemas from a pipe, answers, and may be killed at any time.
+"""The process that compiles first: reads schemas and regexes from a pipe, answers, and may be killed at any time.
 
-Neither library can be interrupted, nor bounded in memory: a regex of 16 bytes, or a schema of two dozen patterns, is
-enough to ask for gigabytes. `CompileProcess` starts it:
+Neither library can be interrupted, nor bounded in memory: a schema of two dozen patterns, or the tables of a regex of
+16 bytes, are enough to ask for gigabytes. `CompileProcess` starts it:
 
     python -m briton.guidance.compile_worker FD MEMORY_BYTES CPU_S
 """
@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Serve one connection until it is closed. First comes (kind, setup), pickled; then texts, each answered as
-    `compile_answer` says."""
+    """Serve one connection until it is closed. First comes (kind, setup), pickled; then texts, each after a line that
+    says what it is, and answered as `compile_answer` says."""
     fd, memory_bytes, cpu_s = (float(argument) for argument in sys.argv[1:4])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when this ends
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's thread pools would count as address space
@@ -35,24 +36,24 @@ def main() -> int:
         kind, setup = connection.recv()
         from briton.guidance.compile_answer import encode_answer  # numpy, which is not to see more than one thread
 
-        compile_text = _regex_compiler(setup) if kind == "regex" else _schema_compiler(setup)
+        compilers = _table_compilers(setup) if kind == "tables" else _grammar_compilers(setup)
         _limit(resource.RLIMIT_AS, _address_space() + int(memory_bytes))
         connection.send_bytes(b"")  # ready
         while True:
-            text = connection.recv_bytes().decode("utf-8", "surrogatepass")
+            what, _, text = connection.recv_bytes().decode("utf-8", "surrogatepass").partition("\n")
             # A second line of defence: it holds when the parent is gone, too.
             usage = resource.getrusage(resource.RUSAGE_SELF)
             _limit(resource.RLIMIT_CPU, math.ceil(usage.ru_utime + usage.ru_stime + cpu_s) + 1)
             try:
-                connection.send_bytes(encode_answer(*compile_text(text)))
+                connection.send_bytes(encode_answer(*compilers[what](text)))
             except MemoryError:
                 os._exit(OUT_OF_MEMORY)
     except EOFError:
         return 0
 
 
-def _regex_compiler(setup: dict[str, Any]) -> Callable[[str], Answer]:
-    """Patterns to AutomatonArrays."""
+def _table_compilers(setup: dict[str, Any]) -> dict[str, Callable[[str], Answer]]:
+    """Regexes to AutomatonArrays."""
     from briton.guidance.compile_answer import DONE, INVALID
     from briton.guidance.regex_index import RegexError, RegexIndexer
 
@@ -64,14 +65,15 @@ def _regex_compiler(setup: dict[str, Any]) -> Callable[[str], Answer]:
         except RegexError as error:
             return INVALID, str(error)
 
-    return compile_text
+    return {"regex": compile_text}
 
 
-def _schema_compiler(setup: dict[str, Any]) -> Callable[[str], Answer]:
-    """Texts of schemas to the checked schemas, which compile."""
+def _grammar_compilers(setup: dict[str, Any]) -> dict[str, Callable[[str], Answer]]:
+    """Texts of schemas to the checked schemas, which compile; regexes to nothing, if they compile."""
     from briton.errors import InvalidRequest, Unsupported
     from briton.guidance.compile_answer import DONE, INVALID, UNSUPPORTED
     from briton.guidance.grammar import GrammarCompiler
+    from briton.guidance.pattern import REGEX_FIELD
     from briton.guidance.vocabulary import Vocabulary
 
     vocabulary = Vocabulary(
@@ -82,15 +84,19 @@ def _schema_compiler(setup: dict[str, Any]) -> Callable[[str], Answer]:
     )
     grammars = GrammarCompiler(vocabulary, setup["limits"])
 
-    def compile_text(text: str) -> Answer:
+    def answer(check: Callable[[str], dict[str, Any]], text: str) -> Answer:
         try:
-            return DONE, grammars.check_schema(text)
+            return DONE, check(text)
         except InvalidRequest as error:
             return INVALID, error.message
         except Unsupported as error:
             return UNSUPPORTED, error.message
 
-    return compile_text
+    def check_regex(text: str) -> dict[str, Any]:
+        grammars.compile_regex(text, REGEX_FIELD)
+        return {}
+
+    return {"schema": partial(answer, grammars.check_schema), "regex": partial(answer, check_regex)}
 
 
 def _limit(which: int, value: int) -> None:

@@ -1,37 +1,41 @@
-"""JSON schemas through llguidance: the matcher behind the Guide protocol, and the compile."""
+"""Schemas, regexes and choices through llguidance, which compiles them in milliseconds and within its own bounds."""
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-from numpy.typing import NDArray
-from typing_extensions import Self
 
 from briton.errors import InvalidRequest, Unsupported
 from briton.guidance.diagnosis import culprit
+from briton.guidance.grammar_guide import GrammarGuide, GrammarMemory, first_line
 from briton.guidance.limits import GuideLimits
 from briton.guidance.schema import SCHEMA_FIELD, CheckedSchema, read_schema, shown, unsupported_keyword
 from briton.guidance.vocabulary import Vocabulary
 
-logger = logging.getLogger(__name__)
-
 # A matcher's memory is not told by the library: what the states of usual schemas, and the grammar, come to.
 _MATCHER_BYTES = 1 << 20
 _BYTES_PER_CHARACTER = 64
+_SLASH = re.compile(r"\\.|/", re.DOTALL)  # or a character that is escaped already
 _NUM_PROBED = 4  # tokens
+_DEAD_END = "NoExtensionBias"  # the library's word for a state that no token leads on from
+_NOT_RUSTS = "not a regular expression in Rust's syntax, which has no look-around and no back-references"
+_NOTHING = "no string matches it"
+_CANNOT_SPELL = "the model's vocabulary cannot spell any string that matches"
 # TensorRT-LLM 1.2.1 pins llguidance 0.7.29, which repeats a whitespace pattern freely; models then loop on it.
 WHITESPACE_IS_BOUNDED = tuple(int(part) for part in version("llguidance").split(".")[:2]) >= (1, 8)
 _MAX_LEXER_STATES = 50_000  # 1-2 KB each, shared by all requests of one schema
 
 
 class GrammarCompiler:
-    """Compiles schemas for one vocabulary. Blocking, for threads: llguidance releases the GIL while it builds."""
+    """Compiles for one vocabulary. Blocking, for threads: llguidance releases the GIL while it builds.
+
+    A schema or a large regex goes through its `check_` first, in a process that can be killed.
+    """
 
     def __init__(self, vocabulary: Vocabulary, limits: GuideLimits) -> None:
         self._vocabulary = vocabulary
@@ -60,23 +64,62 @@ class GrammarCompiler:
         except _Refused as refused:
             raise Unsupported(f"{SCHEMA_FIELD} is not supported: {refused}", SCHEMA_FIELD) from None
 
+    def compile_regex(self, pattern: str, field: str, text: str | None = None) -> GrammarGuide:
+        """A guide in its start state, for a regex that stands for the whole output. Raises InvalidRequest.
+
+        Characters that the vocabulary cannot spell are kept out of the language, so that no mask leads to them; of a
+        regex that matches nothing but what is in `text`, only if some are there.
+        """
+        grammar = _grammar_of(pattern)
+        try:
+            if self._vocabulary.unspellable and not (text is not None and self._vocabulary.can_spell(text)):
+                if message := LLMatcher.validate_grammar(grammar, limits=self._parser_limits):
+                    raise _Refused(_explain_regex(message))
+                grammar = _grammar_of(pattern, f"[^{self._vocabulary.unspellable}]*")
+            matcher = self._matcher(grammar)
+            if matcher.is_error():
+                raise _Refused(_explain_regex(matcher.get_error()))
+            guide = self._guide(matcher, grammar)
+            failure = guide.probe(_NUM_PROBED)
+            if failure and _DEAD_END not in failure:
+                raise _Refused(_explain_regex(failure))
+            if not guide.is_healthy():
+                raise _Refused(_NOTHING if self._matches_nothing(pattern) else _CANNOT_SPELL)
+        except _Refused as refused:
+            raise InvalidRequest(f"{field}: {refused}", field) from None
+        return guide
+
+    def _matches_nothing(self, pattern: str) -> bool:
+        """Whether it would not match either if every byte were a token."""
+        tokenizer = LLTokenizer(_TokenizerView(_all_bytes()))
+        matcher = LLMatcher(tokenizer, _grammar_of(pattern), log_level=0, limits=self._parser_limits)
+        matcher.compute_bitmask()
+        return bool(matcher.is_error())
+
     def _compile(self, schema: dict[str, Any]) -> GrammarGuide:
         """The guide, its first mask computed. Raises _Refused."""
         grammar = self._grammar(schema)
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._parser_limits)
+        matcher = self._matcher(grammar)
         if matcher.is_error():
-            raise _Refused(_first_line(matcher.get_error()))
-        guide = GrammarGuide(matcher, self._vocabulary, nbytes=_MATCHER_BYTES + _BYTES_PER_CHARACTER * len(grammar))
+            raise _Refused(first_line(matcher.get_error()))
+        guide = self._guide(matcher, grammar)
         if not guide.is_healthy():
             raise _Refused("nothing matches it")
         return guide
+
+    def _matcher(self, grammar: str) -> LLMatcher:
+        return LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._parser_limits)
+
+    def _guide(self, matcher: LLMatcher, grammar: str) -> GrammarGuide:
+        memory = GrammarMemory(_MATCHER_BYTES + _BYTES_PER_CHARACTER * len(grammar))
+        return GrammarGuide(matcher, self._vocabulary, memory)
 
     def _grammar(self, schema: dict[str, Any]) -> str:
         options = {**_whitespace(self._limits.whitespace_pattern), "coerce_one_of": False, "lenient": False}
         try:
             grammar: str = LLMatcher.grammar_from_json_schema(json.dumps(schema, ensure_ascii=False), overrides=options)
         except ValueError as error:
-            raise _Refused(_first_line(str(error))) from None
+            raise _Refused(first_line(str(error))) from None
         return grammar
 
     def _explain(self, checked: CheckedSchema, message: str) -> InvalidRequest | Unsupported:
@@ -105,129 +148,36 @@ def _whitespace(pattern: str) -> dict[str, Any]:
     return {"whitespace_flexible": False}
 
 
-class _Refused(Exception):
-    """llguidance's message on a schema."""
+def _grammar_of(pattern: str, *others: str) -> str:
+    """A grammar of what matches all of some regexes, each of which is one by itself.
 
-
-class GrammarGuide:
-    """A Guide over an LLMatcher.
-
-    Where bytes are forced, the mask holds their canonical token alone, while `advance` takes whatever the grammar
-    allows. LLMatcher never raises and, once in error, offers the end: so it is asked after every mask, and a failed one
-    gives an all-zero row. Stop ids are kept out of it: older releases know but one.
+    `LLMatcher.grammar_from_regex` writes line ends as escapes, which end no comment of `(?x)`.
     """
+    terminal = " & ".join(f"/{_SLASH.sub(_escape_slash, regex)}/" for regex in (pattern, *others))
+    return json.dumps({"grammars": [{"lark_grammar": f"start: TEXT\nTEXT: {terminal}"}]})
 
-    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, *, nbytes: int = 0) -> None:
-        self._matcher = matcher
-        self.vocabulary = vocabulary
-        self._num_consumed = 0  # tokens, without stop ids
-        self._num_stops = 0  # stop ids consumed, all of them after the rest
-        self.nbytes = nbytes  # of what all copies share: an estimate
 
-    def fill_bitmask(self, row: NDArray[np.int32]) -> None:
-        """Write the mask of the next token into `row`; all zeros when the parser has failed."""
-        if self._num_stops:
-            row[:] = 0
-            self._allow_stops(row)
-            return
-        self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
-        if self._matcher.is_error():
-            logger.error("a guide failed: %s", _first_line(self._matcher.get_error()))
-            row[:] = 0
-            return
-        end = self.vocabulary.stop_token_ids[0]
-        if len(self.vocabulary.stop_token_ids) > 1 and int(row[end >> 5]) >> (end & 31) & 1:
-            self._allow_stops(row)
+def _escape_slash(found: re.Match[str]) -> str:
+    return r"\/" if found[0] == "/" else found[0]
 
-    def advance(self, token_ids: Sequence[int]) -> bool:
-        """Consume tokens, or none of them when one is not allowed.
 
-        A parser that reaches a limit of its own has taken them: the next mask is empty, which ends the request.
-        """
-        num_consumed = num_stops = 0
-        was_sound = not self._matcher.is_error()
-        for token_id in token_ids:
-            if token_id in self.vocabulary.stops:
-                if not (self._num_stops or num_stops or self._may_end()):
-                    break
-                num_stops += 1
-            elif self._num_stops or num_stops or not self._consume(token_id):
-                break
-            else:
-                num_consumed += 1
-        if was_sound and self._matcher.is_error():
-            return True
-        if num_consumed + num_stops < len(token_ids):
-            if num_consumed:
-                self._matcher.rollback(num_consumed)
-            return False
-        self._num_consumed += num_consumed
-        self._num_stops += num_stops
-        return True
+def _explain_regex(message: str) -> str:
+    if "invalid regex" not in message:
+        return f"too complex for the lexer: {first_line(message)}: simplify it"
+    lines = message.splitlines()
+    reasons = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if not reasons:  # what the parser of regexes takes, and the lexer does not
+        reasons = [first_line(message).rpartition(": ")[2]]
+    return f"{_NOT_RUSTS}: {reasons[0][:200]}"
 
-    def rollback(self, n: int) -> None:
-        """Undo the last n consumed tokens. Raises ValueError when there were fewer."""
-        if not 0 <= n <= self._num_consumed + self._num_stops:
-            raise ValueError(f"cannot roll back {n} of {self._num_consumed + self._num_stops} tokens")
-        num_stops = min(n, self._num_stops)
-        self._num_stops -= num_stops
-        self._num_consumed -= n - num_stops
-        if n > num_stops:
-            self._matcher.rollback(n - num_stops)
 
-    def is_terminated(self) -> bool:
-        """True when nothing but the end may follow, or a stop id was consumed."""
-        return self._num_stops > 0 or (self._matcher.is_stopped() and not self._matcher.is_error())
+class _Refused(Exception):
+    """What is wrong with a schema or a regex, in llguidance's words or ours."""
 
-    def forced_tokens(self) -> list[int]:
-        """Tokens that must come next, in canonical tokenization; empty where there is a choice."""
-        if self._num_stops or self._matcher.is_stopped():
-            return []
-        forced: list[int] = self._matcher.compute_ff_tokens()
-        return forced[: self._matcher.validate_tokens(forced)] if forced else forced
 
-    def copy(self) -> Self:
-        """An independent guide in the same state."""
-        copy = type(self)(self._matcher.deep_copy(), self.vocabulary, nbytes=self.nbytes)
-        copy._num_consumed, copy._num_stops = self._num_consumed, self._num_stops
-        return copy
-
-    def is_healthy(self) -> bool:
-        """False when nothing may follow. All copies share one lexer, whose states have a limit: it can wear out."""
-        matcher = self._matcher.deep_copy()
-        row = np.zeros(self.vocabulary.num_words, np.int32)
-        matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
-        return not matcher.is_error() and bool(row.any())
-
-    def probe(self, num_tokens: int) -> str:
-        """Follow the shortest allowed tokens from here, which open objects and strings; why that fails, or nothing."""
-        matcher = self._matcher.deep_copy()
-        token_bytes = self.vocabulary.token_bytes
-        for _ in range(num_tokens):
-            bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
-            allowed = [int(i) for i in np.flatnonzero(bits)]
-            texts = [(len(data), -data[0], i) for i in allowed if (data := token_bytes[i]) is not None]
-            if texts:
-                matcher.consume_token(min(texts)[2])
-            if matcher.is_error():
-                return _first_line(matcher.get_error())
-        return ""
-
-    def _allow_stops(self, row: NDArray[np.int32]) -> None:
-        bits = row.view(np.uint32)
-        for token_id in self.vocabulary.stop_token_ids:
-            bits[token_id >> 5] |= np.uint32(1 << (token_id & 31))
-
-    def _may_end(self) -> bool:
-        accepting: bool = self._matcher.is_accepting()
-        return accepting and not self._matcher.is_error()
-
-    def _consume(self, token_id: int) -> bool:
-        # An id outside the vocabulary would put the matcher in error for good.
-        if not 0 <= token_id < self.vocabulary.vocab_size or self.vocabulary.token_bytes[token_id] is None:
-            return False
-        consumed: int = self._matcher.try_consume_tokens([token_id])
-        return consumed == 1
+def _all_bytes() -> Vocabulary:
+    tokens = [bytes([byte]) for byte in range(256)]
+    return Vocabulary(tokens, vocab_size=257, stop_token_ids=[256], encode=lambda text: list(text.encode()))
 
 
 class _TokenizerView:
@@ -244,8 +194,3 @@ class _TokenizerView:
 
     def __call__(self, text: str) -> list[int]:
         return self._tokenize(text)
-
-
-def _first_line(message: str) -> str:
-    lines = message.strip().splitlines()
-    return lines[0][:200] if lines else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -13,6 +14,9 @@ CHOICE_FIELD = "guided_choice"
 
 _LEADING_FLAGS = re.compile(r"\(\?[a-zA-Z-]+\)")
 _ESCAPED_ANCHORS = "AzZbBGK"
+_COUNTED = re.compile(r"\{(\d*),?(\d*)\}")
+_SMALL_BYTES = 256
+_SMALL_REPEATS = 1_000
 
 
 def regex_pattern(text: str, limits: GuideLimits) -> str:
@@ -48,6 +52,13 @@ def choice_pattern(choices: Sequence[str], limits: GuideLimits) -> str:
             f"{CHOICE_FIELD} has {size} bytes in all; the limit is {limits.max_choices_bytes}", CHOICE_FIELD
         )
     return "|".join(map(_literal, dict.fromkeys(choices)))
+
+
+def is_small(pattern: str) -> bool:
+    """True for a regex that is compiled in milliseconds, whatever it says: it is short, also with its counted
+    repetitions written out."""
+    repeats = math.prod(max([1, *(int(n) for n in counts if n)]) for counts in _COUNTED.findall(pattern))
+    return len(pattern.encode()) <= _SMALL_BYTES and repeats <= _SMALL_REPEATS
 
 
 def _check_text(text: str, field: str) -> None:

@@ -6,11 +6,19 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 logger = logging.getLogger(__name__)
 
 # Encoded before a text whose own tokenization begins with a space that is not in it (sentencepiece's dummy prefix):
 # characters that hardly any vocabulary merges with others.
 _MARKERS = ("\x02", "\n")
+
+# What is forced is asked for again at every token of it: of a long text its beginning will do. Where it is cut, its
+# tokens may be others than they would be.
+_LONGEST_TEXT = 512  # characters
+_UNSURE = 64  # bytes at the end of a text that was cut
 
 
 class Vocabulary:
@@ -46,11 +54,20 @@ class Vocabulary:
         return (self.vocab_size + 31) // 32
 
     def tokenize(self, text: str) -> list[int]:
-        """The canonical tokens of `text`; their bytes are exactly its UTF-8.
+        """The canonical tokens of `text`, or of the beginning of a long one; their bytes are exactly its UTF-8.
 
         Longest matches where the tokenizer gives none, empty when the vocabulary cannot spell it. Never raises:
         llguidance calls it from inside a parser.
         """
+        if len(text) <= _LONGEST_TEXT:
+            return self._tokenize(text)
+        token_ids = self._tokenize(text[:_LONGEST_TEXT])
+        unsure = 0
+        while len(token_ids) > 1 and unsure < _UNSURE:
+            unsure += len(self.token_bytes[token_ids.pop()] or b"")
+        return token_ids
+
+    def _tokenize(self, text: str) -> list[int]:
         data = text.encode()
         try:
             token_ids = self._encode(text)
@@ -92,9 +109,58 @@ class Vocabulary:
         return token_ids
 
     @cached_property
+    def unspellable(self) -> str:
+        """Characters that no tokens spell, as ranges of a character class; empty when there are none.
+
+        A character is spelled by a token that it is part of, or by one for each of its bytes.
+        """
+        return "".join(f"\\x{{{first:X}}}-\\x{{{last:X}}}" for first, last in self._unspelled)
+
+    def can_spell(self, text: str) -> bool:
+        """Whether no character of the text is `unspellable`."""
+        points = [ord(character) for character in set(text)]
+        return not any(first <= point <= last for first, last in self._unspelled for point in points)
+
+    @cached_property
+    def shortest_first(self) -> NDArray[np.int64]:
+        """Ids of tokens that are text; of equally long ones, those that begin with brackets and letters first."""
+        texts = [(len(data), -data[0], i) for i, data in enumerate(self.token_bytes) if data is not None]
+        return np.array([i for *_, i in sorted(texts)], np.int64)
+
+    @cached_property
+    def _unspelled(self) -> list[tuple[int, int]]:
+        return _ranges(_unspelled({data for data in self.token_bytes if data is not None}))
+
+    @cached_property
     def _id_of(self) -> dict[bytes, int]:
         return {data: i for i, data in reversed(tuple(enumerate(self.token_bytes))) if data is not None}
 
     @cached_property
     def _longest(self) -> int:
         return max(map(len, self._id_of), default=0)
+
+
+def _unspelled(tokens: set[bytes]) -> NDArray[np.int64]:
+    """Code points of characters whose bytes are not all tokens, and which are in none; ascending."""
+    has_byte = np.array([bytes([byte]) in tokens for byte in range(256)])
+    unspelled: list[NDArray[np.int64]] = []
+    for first, last, size in ((0, 0x7F, 1), (0x80, 0x7FF, 2), (0x800, 0xFFFF, 3), (0x10000, 0x10FFFF, 4)):
+        points = np.arange(first, last + 1)
+        points = points[(points < 0xD800) | (points > 0xDFFF)]  # halves of surrogate pairs are no characters
+        lead = (points >> 6 * (size - 1)) | (0, 0xC0, 0xE0, 0xF0)[size - 1]
+        spelled = has_byte[lead]
+        for place in range(size - 1):
+            spelled = spelled & has_byte[0x80 | points >> 6 * place & 0x3F]
+        unspelled.append(points[~spelled])
+    in_tokens = {ord(character) for token in tokens for character in token.decode(errors="ignore")}
+    found = np.concatenate(unspelled)
+    return found[~np.isin(found, list(in_tokens))]
+
+
+def _ranges(points: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Ascending numbers as (first, last) of runs."""
+    if not points.size:
+        return []
+    breaks = np.flatnonzero(np.diff(points) > 1)
+    first, last = points[np.concatenate([[0], breaks + 1])], points[np.concatenate([breaks, [-1]])]
+    return list(zip(first.tolist(), last.tolist(), strict=True))

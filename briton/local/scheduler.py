@@ -112,7 +112,7 @@ class Scheduler:
         for sequence in decoding:
             if not sequence.block_table:
                 continue  # preempted further up in this loop
-            count = self._take(sequence, budget)
+            count = self._take(sequence, sequence.num_computed_tokens, budget)
             if count == 0:
                 continue
             preempted |= self._make_room(sequence, sequence.num_computed_tokens + count, now)
@@ -125,7 +125,7 @@ class Scheduler:
         for sequence in sorted(self.running, key=lambda s: self._rank(s, now)):
             if id(sequence) in is_decoding or not sequence.block_table:
                 continue
-            count = self._take(sequence, budget)
+            count = self._take(sequence, sequence.num_computed_tokens, budget)
             if count == 0:
                 break
             preempted |= self._make_room(sequence, sequence.num_computed_tokens + count, now)
@@ -240,8 +240,8 @@ class Scheduler:
                 return
             matched = self.blocks.match_prefix(sequence)
             num_cached = len(matched) * self.blocks.block_size
-            count = min(sequence.num_tokens - num_cached, budget)
-            if count < sequence.num_tokens - num_cached and not self._may_chunk(sequence):
+            count = self._take(sequence, num_cached, budget)
+            if count == 0:
                 return
             end = max(self._likely_end(sequence), num_cached + count)
             needed = self.blocks.blocks_for(end) - len(matched) + self.blocks.num_free_among(matched)
@@ -286,9 +286,19 @@ class Scheduler:
     def _missing(self, sequence: SequenceState) -> int:
         return sequence.num_tokens - sequence.num_computed_tokens
 
-    def _take(self, sequence: SequenceState, budget: int) -> int:
-        missing = self._missing(sequence)
-        return min(missing, budget) if missing <= budget or self._may_chunk(sequence) else 0
+    def _take(self, sequence: SequenceState, num_computed: int, budget: int) -> int:
+        """How many tokens of a sequence of which `num_computed` are computed a step computes; 0: it has to wait.
+
+        The last step of a prompt begins where its last block does, which is as far as the cache can help the next
+        time: so the same prompt is answered by the same computation whether it is found or not, in any precision.
+        """
+        missing = sequence.num_tokens - num_computed
+        if not self._may_chunk(sequence):
+            return missing if missing <= budget else 0
+        last_block = (sequence.num_tokens - 1) // self.blocks.block_size * self.blocks.block_size
+        if num_computed < last_block:
+            missing = last_block - num_computed
+        return min(missing, budget)
 
     def _may_chunk(self, sequence: SequenceState) -> bool:
         """Prompts are computed whole when chunked context is off; a preempted sequence may have outgrown a step, and

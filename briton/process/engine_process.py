@@ -148,6 +148,7 @@ def _compiler(config: Config, executor: Executor, tokenizer: Tokenizer) -> Guide
         encode=tokenizer.encode,
         tokenizer_hash=tokenizer.hash,
         limits=GuideLimits(**section.model_dump()),
+        mask_tables=info.executor == "trtllm",
     )
 
 

@@ -11,6 +11,7 @@ from briton.engine.engine import Engine
 from briton.errors import BritonError, InvalidRequest, Unavailable
 from briton.rpc import statuses as grpc_errors
 from briton.rpc.generate_handler import GenerateHandler
+from briton.rpc.slow_readers import SlowReaders
 from briton.rpc.wire import info_to_proto, stats_to_proto
 from briton.text.tokenizer import Tokenizer
 from briton.v1 import engine_pb2 as pb
@@ -29,6 +30,7 @@ class EngineService(pb_grpc.EngineServicer):
         self._engine: Engine | None = None
         self._generate_handler: GenerateHandler | None = None
         self._open_ids: set[str] = set()  # the callers' own
+        self.slow_readers = SlowReaders()
 
     def attach(self, engine: Engine, tokenizer: Tokenizer | None = None) -> None:
         """Serve this engine from now on. Without a tokenizer it takes and gives token ids only."""
@@ -64,7 +66,8 @@ class EngineService(pb_grpc.EngineServicer):
             async for chunks in stream:
                 response = builder.add(chunks)
                 if response is not None:
-                    await context.write(response)
+                    with self.slow_readers.writing():
+                        await context.write(response)
                 if builder.all_ended:
                     stream.finish()
                 else:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from briton.engine.step_cost import StepCost
 from briton.engine.types import (
     ExecutorStats,
     FinishReason,
@@ -52,7 +51,6 @@ class TrtllmExecutor:
     ) -> None:
         """`engine` is the library's Executor, started; `processor` is the one that its config names."""
         self.info = info
-        self.cost = StepCost()
         self._engine = engine
         self._library = library
         self._limits = limits
@@ -62,6 +60,7 @@ class TrtllmExecutor:
         self._open: dict[int, OpenRequest] = {}  # by our id
         self._outbox: list[TokenChunk] = []  # chunks that no response brings
         self._book = StatsBook()
+        self.cost = self._book.cost
         self._dead: EngineDead | None = None
         self._closing = False
         self._closed = threading.Event()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from briton.engine.step_cost import StepCost, StepShape
 from briton.engine.types import ExecutorStats, StepProgress
 from briton.trtllm.open_request import OpenRequest
 
@@ -44,6 +45,7 @@ class StatsBook:
     """
 
     num_requests: int = 0
+    cost: StepCost = field(default_factory=StepCost)
     _num_steps: int = 0
     _step_ms: float = 0.0
     _num_preemptions: int = 0
@@ -65,8 +67,11 @@ class StatsBook:
         return self._kv_blocks_total, self._tokens_per_block
 
     def add_iterations(self, iterations: Iterable[IterationStats]) -> None:
-        """Book what `get_latest_iteration_stats` gave."""
+        """Book what `get_latest_iteration_stats` gave; `cost` learns from it."""
         for iteration in iterations:
+            # How many tokens of prompts it computed is not among what is read here: a request is a token and a row.
+            active = iteration.num_active_requests
+            self.cost.observe(StepShape(active, active), iteration.iter_latency_ms / 1000)
             self._num_steps = max(self._num_steps, iteration.iter)
             self._step_ms += iteration.iter_latency_ms
             self._num_active = iteration.num_active_requests

@@ -230,7 +230,7 @@ class _Compiler:
         self.gate = asyncio.Event()
         self.specs: list[GuideSpec] = []
 
-    async def compile(self, spec: GuideSpec) -> Guide:
+    async def compile(self, spec: GuideSpec, *, caller: str) -> Guide:
         self.specs.append(spec)
         await self.gate.wait()
         if not spec.choices:

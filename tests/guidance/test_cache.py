@@ -18,6 +18,10 @@ class Block:
     name: str
     nbytes: int = 10
 
+    @property
+    def memory(self) -> object:
+        return self
+
 
 class Maker:
     """Makes blocks, counts how often, and waits to be let go."""
@@ -125,6 +129,49 @@ async def test_a_flight_that_everybody_left_ends_and_the_next_caller_has_its_own
     assert (await cache.get(b"k", make)).name == "a"
     assert make.calls == 2
     assert [caller.cancelled() for caller in callers] == [True, True]
+
+
+async def test_failures_drop_no_values() -> None:
+    """As many as the limit of values: all good guides were compiled again."""
+    cache, good, bad = new_cache(max_entries=2), Maker(), Maker(error=InvalidRequest("no"))
+    good.go.set()
+    bad.go.set()
+    await cache.get(b"good", good)
+    for number in range(10):
+        with pytest.raises(InvalidRequest):
+            await cache.get(b"bad %d" % number, bad)
+    assert (await cache.get(b"good", good)).name == "a"
+    assert good.calls == 1
+
+
+async def test_values_in_use_count_until_their_last_user_has_gone() -> None:
+    cache = new_cache(max_bytes=30)
+    makers = [Maker(str(i)) for i in range(4)]
+    for maker in makers:
+        maker.go.set()
+    users = [await cache.get(b"%d" % i, makers[i]) for i in range(3)]
+    with pytest.raises(QueueFull, match="guides of open requests hold"):
+        await cache.get(b"3", makers[3])
+    assert cache.nbytes == 30
+    users.pop()
+    assert cache.nbytes == 20
+    assert (await cache.get(b"3", makers[3])).name == "3"
+    users.clear()
+    assert cache.nbytes == 10  # what is kept for the next
+
+
+async def test_a_better_value_takes_the_place_of_one_that_is_still_there() -> None:
+    cache, make = new_cache(max_bytes=30), Maker()
+    make.go.set()
+    cache.put(b"k", Block("nobody asked"))
+    assert cache.nbytes == 0
+    await cache.get(b"k", make)
+    cache.put(b"k", Block("better", 20))
+    assert (await cache.get(b"k", make)).name == "better"
+    await asyncio.sleep(0)  # the flight's task has gone
+    assert cache.nbytes == 20
+    cache.put(b"k", Block("too large", 20))
+    assert (await cache.get(b"k", make)).name == "better"
 
 
 async def test_a_full_queue_is_not_remembered() -> None:

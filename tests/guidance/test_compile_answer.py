@@ -122,15 +122,15 @@ def test_sizes_fit_each_other(arrays: AutomatonArrays) -> None:
 @pytest.mark.parametrize("answer", [b"nonsense", json.dumps({"outcome": "done", "content": "x"}).encode()])
 def test_a_malformed_answer_fails_its_request_alone(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
     """And the child that sent it is not asked again."""
-    process = CompileProcess("regex", VOCABULARY, GuideLimits())
+    process = CompileProcess("tables", VOCABULARY, GuideLimits())
     try:
-        assert isinstance(process.compile("a", "guided_regex"), AutomatonArrays)
+        assert isinstance(process.compile("regex", "a", "guided_regex"), AutomatonArrays)
         first, connection = process.pid, process._connection
         assert connection is not None
         monkeypatch.setattr(connection, "recv_bytes", lambda maxlength: answer)
         with pytest.raises(InvalidRequest, match="guided_regex: the compiler failed on it"):
-            process.compile("b", "guided_regex")
-        assert isinstance(process.compile("c", "guided_regex"), AutomatonArrays)
+            process.compile("regex", "b", "guided_regex")
+        assert isinstance(process.compile("regex", "c", "guided_regex"), AutomatonArrays)
         assert process.pid != first
     finally:
         process.close()
@@ -138,9 +138,9 @@ def test_a_malformed_answer_fails_its_request_alone(monkeypatch: pytest.MonkeyPa
 
 def test_an_answer_that_begins_and_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """The child is killed, as one that computes for too long is; the next text gets another."""
-    process = CompileProcess("regex", VOCABULARY, GuideLimits(compile_timeout_s=0.5))
+    process = CompileProcess("tables", VOCABULARY, GuideLimits(compile_timeout_s=0.5))
     try:
-        assert isinstance(process.compile("a", "guided_regex"), AutomatonArrays)
+        assert isinstance(process.compile("regex", "a", "guided_regex"), AutomatonArrays)
         connection, child = process._connection, process._child
         assert connection is not None
         assert child is not None
@@ -152,8 +152,8 @@ def test_an_answer_that_begins_and_does_not_end(monkeypatch: pytest.MonkeyPatch)
 
         monkeypatch.setattr(connection, "recv_bytes", stuck)
         with pytest.raises(InvalidRequest, match="guided_regex: compiling"):
-            process.compile("b", "guided_regex")
+            process.compile("regex", "b", "guided_regex")
         assert child.returncode is not None
-        assert isinstance(process.compile("c", "guided_regex"), AutomatonArrays)
+        assert isinstance(process.compile("regex", "c", "guided_regex"), AutomatonArrays)
     finally:
         process.close()

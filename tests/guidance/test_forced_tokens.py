@@ -101,6 +101,30 @@ def test_of_a_pattern(
     check_walk(AutomatonGuide(Automaton(regexes.compile(pattern), words)), vocabulary, seed)
 
 
+@given(pattern=PATTERNS, seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_of_a_pattern_as_a_grammar(
+    grammars: GrammarCompiler, vocabulary: TestVocabulary, pattern: str, seed: int
+) -> None:
+    check_walk(grammars.compile_regex(pattern, "guided_regex"), vocabulary, seed)
+
+
+@pytest.mark.parametrize("period", ["the lazy dog ", "x", "é猫"])
+def test_a_long_text_is_forced_piece_by_piece(
+    grammars: GrammarCompiler, vocabulary: TestVocabulary, period: str
+) -> None:
+    """All that is forced was tokenized again for every token of it: 230 ms each in a choice of 64 KiB."""
+    text = (period * 4000)[:4000]
+    guide = grammars.compile_regex(choice_pattern((text,), GuideLimits()), "guided_choice")
+    written: list[int] = []
+    while forced := guide.forced_tokens():
+        assert vocabulary.allowed(guide) == forced[:1]
+        assert guide.advance(forced)
+        written += forced
+    assert vocabulary.spell(written).decode() == text
+    assert guide.is_terminated()
+
+
 @given(choices=st.lists(st.builds("".join, st.lists(LITERALS, min_size=1, max_size=4)), min_size=1, max_size=4))
 @settings(max_examples=40, deadline=None)
 def test_of_a_choice(regexes: RegexIndexer, words: Vocabulary, vocabulary: TestVocabulary, choices: Any) -> None:

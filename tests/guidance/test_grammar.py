@@ -10,7 +10,8 @@ import jsonschema
 import pytest
 
 from briton.guidance.compiler import GuideCompiler
-from briton.guidance.grammar import WHITESPACE_IS_BOUNDED, GrammarGuide
+from briton.guidance.grammar import WHITESPACE_IS_BOUNDED
+from briton.guidance.grammar_guide import GrammarGuide
 from briton.guidance.guide import GuideSpec
 from tests.guidance.vocabularies import TestVocabulary
 from tests.guidance.walks import random_walk

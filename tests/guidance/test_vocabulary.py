@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -65,3 +66,38 @@ def test_ids_outside_the_vocabulary_are_a_mistake(overrides: Any, message: str) 
     arguments = {"vocab_size": 3, "stop_token_ids": (0,), "encode": lambda text: []}
     with pytest.raises(ValueError, match=message):
         Vocabulary([b"a", b"b"], **{**arguments, **overrides})
+
+
+@pytest.mark.parametrize(
+    ("tokens", "spelled", "unspelled"),
+    [
+        ([bytes([b]) for b in range(256)], "a\x00é猫😀\U0010ffff", ""),
+        ([bytes([b]) for b in range(256) if b not in (0x04, 0xF1)], "aé猫😀", "\x04\U00040000\U0007ffff"),
+        ([bytes([b]) for b in range(256) if b != 0xA9] + [b"caf\xc3\xa9"], "aéè", "ũ"),
+        ([b"a", b"red"], "ared", "bB\n猫"),
+    ],
+)
+def test_characters_that_no_token_spells(tokens: list[bytes], spelled: str, unspelled: str) -> None:
+    vocabulary = Vocabulary(tokens, vocab_size=300, stop_token_ids=[299], encode=lambda text: [])
+    ranges = re.sub(r"\\x\{(\w+)\}", lambda found: f"\\U{found[1]:0>8}", vocabulary.unspellable)
+    for character in spelled:
+        assert vocabulary.can_spell(character)
+        assert not ranges or not re.match(f"[{ranges}]", character)
+    for character in unspelled:
+        assert not vocabulary.can_spell("a" + character)
+        assert re.match(f"[{ranges}]", character)
+
+
+def test_of_a_long_text_the_beginning_is_tokenized() -> None:
+    asked: list[int] = []
+
+    def encode(text: str) -> list[int]:
+        asked.append(len(text))
+        return list(text.encode())
+
+    vocabulary = Vocabulary([bytes([b]) for b in range(256)], vocab_size=257, stop_token_ids=[256], encode=encode)
+    text = "é" * 100_000
+    token_ids = vocabulary.tokenize(text)
+    assert 512 <= len(token_ids) < 1024
+    assert text.encode().startswith(vocabulary.spell(token_ids) or b"!")
+    assert max(asked) == 512

@@ -15,12 +15,10 @@ import pytest
 from briton.config.environment import Environment
 from briton.config.lookahead import LookaheadConfig
 from briton.engine.types import GenerationRequest, ModelInfo, SamplingParams
-from briton.guidance.automaton import Automaton, AutomatonGuide
 from briton.guidance.grammar import GrammarCompiler
 from briton.guidance.guide import Guide
 from briton.guidance.limits import GuideLimits
 from briton.guidance.pattern import choice_pattern
-from briton.guidance.regex_index import RegexIndexer
 from briton.guidance.vocabulary import Vocabulary
 from briton.local.executor import LocalExecutor
 from briton.local.lookahead.costs import CostCurve
@@ -143,15 +141,15 @@ def guides(model: SmolLM2) -> dict[str, Guide]:
         encode=model.tokenizer.encode,
     )
     limits = GuideLimits()
-    indexer = RegexIndexer(vocabulary.token_bytes, vocabulary.stop_token_ids, limits.max_guide_bytes)
+    grammars = GrammarCompiler(vocabulary, limits)
     regex = r"Name: [A-Z][a-z]+ [A-Z][a-z]+\nAge: [0-9]{2}\nCity: [A-Z][a-z]+\nMember: (yes|no)"
     choice = choice_pattern(
         ["The person is a member of the club.", "The person is not a member of the club.", "Nothing is known."], limits
     )
     return {
-        "schema": GrammarCompiler(vocabulary, limits).compile(PERSON),
-        "regex": AutomatonGuide(Automaton(indexer.compile(regex), vocabulary)),
-        "choice": AutomatonGuide(Automaton(indexer.compile(choice), vocabulary)),
+        "schema": grammars.compile(PERSON),
+        "regex": grammars.compile_regex(regex, "guided_regex"),
+        "choice": grammars.compile_regex(choice, "guided_choice"),
     }
 
 

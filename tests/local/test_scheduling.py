@@ -297,7 +297,24 @@ def test_alone_a_prompt_is_computed_in_full_steps(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(policies.cost, "observe", lambda *_: None)
     run = Run(end_at=10_000, limits={"max_num_tokens": 512}, policies=policies)
     prompt = run.add(2000, 1)
-    assert [computed(run.step(), prompt) for _ in range(4)] == [512, 512, 512, 464]
+    assert [computed(run.step(), prompt) for _ in range(5)] == [512, 512, 512, 448, 16]
+
+
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 65, 511, 512, 513, 700])
+def test_a_prompt_that_is_found_ends_with_the_same_step_as_one_that_is_not(length: int) -> None:
+    """Fewer tokens were computed the second time, by other kernels: in bf16 and int8 the answers differed."""
+    run = Run(end_at=10_000, limits={"max_num_tokens": 512})
+    last_steps = []
+    for _ in range(2):
+        run.ids = 0  # the same prompt
+        request = run.add(length, 1)
+        before = (0, 0)
+        while run.loop.has_work:
+            plan = run.step()
+            before = (plan[0].num_new_tokens, computed(plan, request))
+        last_steps.append(before)
+    assert last_steps[0] == last_steps[1]
+    assert run.loop.scheduler.num_cached_tokens == (length - 1) // 32 * 32
 
 
 def test_waiting_siblings_and_preempted_sequences_are_counted() -> None:

@@ -354,8 +354,8 @@ def test_prefix_is_reused_and_salt_separates() -> None:
 def test_siblings_share_the_blocks_of_the_prompt() -> None:
     loop = Loop("guaranteed_no_evict", num_blocks=32)
     request = loop.add(tuple(range(1, 11)), 5, n=3)
-    loop.step()
-    loop.step()
+    for _ in range(3):  # the prompt up to its last block, the last block, and the siblings
+        loop.step()
     tables = [s.block_table[:2] for s in request.sequences]
     assert tables[0] == tables[1] == tables[2]
 
@@ -409,12 +409,12 @@ def test_step_inputs_are_flat_and_typed() -> None:
     loop.add((1, 2, 3), 4)
     loop.add((7, 8, 9, 10, 11), 4)
     inputs = step_inputs(loop.scheduler.schedule())
-    assert inputs.token_ids.tolist() == [1, 2, 3, 7, 8, 9, 10, 11]
-    assert inputs.position_ids.tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
-    assert inputs.subsequence_begins.tolist() == [0, 3, 8]
-    assert inputs.block_indices_begins.tolist() == [0, 1, 3]
-    assert inputs.sampled_rows.tolist() == [2, 7]
-    assert inputs.max_context_len == 5
+    assert inputs.token_ids.tolist() == [1, 2, 3, 7, 8, 9, 10]
+    assert inputs.position_ids.tolist() == [0, 1, 2, 0, 1, 2, 3]
+    assert inputs.subsequence_begins.tolist() == [0, 3, 7]
+    assert inputs.block_indices_begins.tolist() == [0, 1, 2]
+    assert inputs.sampled_rows.tolist() == [2]
+    assert inputs.max_context_len == 4
     assert [a.dtype for a in inputs[2:6]] == [np.int32] * 4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from briton.config.lookahead import LookaheadConfig
@@ -16,17 +17,31 @@ from briton.local.sampler import StepLogits
 from briton.local.sequence import SequenceState
 from briton.local.verification import Verified
 
+_MAX_SALTS = 64  # whose tokens are remembered, some 1 MB each at most
 _LATER_BRANCH = 0.5  # how much less likely each further n-gram of the pool is than the one before it
 
 
 class EngineRates:
-    """What all sequences of an engine have learned, and a new one starts from."""
+    """What all sequences of an engine have learned, and a new one starts from: rates of everybody, tokens of the same
+    cache_salt alone. Callers who share no prefixes learn nothing of each other's outputs either."""
 
     def __init__(self) -> None:
         self.index = AcceptanceRates()  # by the length of the match
         self.pool = AcceptanceRates()  # by depth in the n-gram
         self.window_worth = WindowWorth()
-        self.guided = GuidedRates()
+        self._shared = GuidedRates()
+        self._guided: OrderedDict[str, GuidedRates] = OrderedDict()  # by salt, the latest last
+
+    def guided(self, cache_salt: str) -> GuidedRates:
+        """What sequences of this salt have learned under guides."""
+        rates = self._guided.get(cache_salt)
+        if rates is None:
+            rates = self._guided[cache_salt] = GuidedRates()
+            rates.index, rates.respelling = self._shared.index, self._shared.respelling
+            if len(self._guided) > _MAX_SALTS:
+                self._guided.popitem(last=False)
+        self._guided.move_to_end(cache_salt)
+        return rates
 
 
 class Drafter:
@@ -42,6 +57,7 @@ class Drafter:
         vocab_size: int,
         prompt: Sequence[int] = (),
         prediction: Sequence[int] = (),
+        cache_salt: str = "",
     ) -> None:
         """`use_index`: draft what followed the longest matching suffix; else the window alone. `prediction`: what the
         output may repeat."""
@@ -54,7 +70,9 @@ class Drafter:
         self._index_rates = AcceptanceRates(rates.index)
         self._pool_rates = AcceptanceRates(rates.pool)
         self._window_worth = rates.window_worth
-        self._guided = GuidedDrafter(vocab_size, rates.guided, (*prediction, *prompt) if prediction else prompt)
+        self._guided = GuidedDrafter(
+            vocab_size, rates.guided(cache_salt), (*prediction, *prompt) if prediction else prompt
+        )
         self._num_learned = 0  # tokens of the sequence that index and pool know
         self._chain: list[int] = []  # last proposed: by index and guide,
         self._branches: list[list[int]] = []  # and by the pool

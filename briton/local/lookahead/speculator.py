@@ -124,4 +124,5 @@ class Speculator:
             vocab_size=self._info.vocab_size,
             prompt=request.prompt_token_ids,
             prediction=request.prediction_token_ids,
+            cache_salt=request.cache_salt,
         )

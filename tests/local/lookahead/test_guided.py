@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from briton.guidance.automaton import Automaton, AutomatonGuide
 from briton.guidance.grammar import GrammarCompiler
+from briton.guidance.grammar_guide import GrammarGuide
 from briton.guidance.guide import Guide
 from briton.guidance.limits import GuideLimits
-from briton.guidance.regex_index import RegexIndexer
 from briton.guidance.vocabulary import Vocabulary
 from briton.local.lookahead import guided
 from briton.local.lookahead.guided import GuidedDrafter, GuidedRates
@@ -44,9 +43,8 @@ def schema_of(*names: str) -> dict[str, object]:
     }
 
 
-def pattern(text: str) -> AutomatonGuide:
-    indexer = RegexIndexer(VOCABULARY.token_bytes, VOCABULARY.stop_token_ids, GuideLimits().max_guide_bytes)
-    return AutomatonGuide(Automaton(indexer.compile(text), VOCABULARY))
+def pattern(text: str) -> GrammarGuide:
+    return GRAMMARS.compile_regex(text, "guided_regex")
 
 
 class Engine:

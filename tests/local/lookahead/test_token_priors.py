@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from briton.local.lookahead import token_priors as module
+from briton.local.lookahead.drafter import EngineRates
 from briton.local.lookahead.token_priors import TokenPriors
 
 
@@ -41,3 +42,24 @@ def test_token_priors_are_bounded() -> None:
     assert len(engine) == module._MAX_PLACES
     assert engine.usual(0)[0] == 2 * module._MAX_PLACES - 1, "what is seen again stays"
     assert len(engine._counts[0]) < 500
+
+
+def test_what_one_tenant_chose_is_not_offered_to_another() -> None:
+    """Engine-wide habits kept the very tokens, and offered them to the next request with the same schema, whose usage
+    said whether they came true."""
+    rates = EngineRates()
+    mine = TokenPriors(rates.guided("tenant a").token_priors)
+    for _ in range(5):
+        mine.observe(7, 42)
+    assert TokenPriors(rates.guided("tenant a").token_priors).usual(7)[0] == 42
+    assert TokenPriors(rates.guided("tenant b").token_priors).usual(7) == (-1, 0.0)
+    assert TokenPriors(rates.guided("").token_priors).usual(7) == (-1, 0.0)
+    assert rates.guided("tenant a").index is rates.guided("tenant b").index, "rates say nothing of tokens"
+
+
+def test_tenants_are_remembered_up_to_a_bound() -> None:
+    rates = EngineRates()
+    rates.guided("first").token_priors.observe(1, 2)
+    for i in range(200):
+        rates.guided(f"tenant {i}")
+    assert rates.guided("first").token_priors.usual(1) == (-1, 0.0)

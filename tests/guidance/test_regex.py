@@ -1,17 +1,18 @@
-"""Regex and choice: the automaton accepts exactly what the whole pattern matches."""
+"""Regex and choice: a guide accepts exactly what the whole pattern matches, as a grammar and as tables."""
 
 from __future__ import annotations
 
 import itertools
 import random
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from briton.guidance.automaton import AutomatonGuide
-from briton.guidance.compiler import GuideCompiler
+from briton.errors import InvalidRequest
 from briton.guidance.guide import GuideSpec
+from tests.guidance.conftest import Compile, new_compiler, table_compiler
 from tests.guidance.vocabularies import TestVocabulary
 from tests.guidance.walks import random_walk
 
@@ -35,9 +36,9 @@ PATTERNS = [
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 async def test_every_walk_matches_the_whole_pattern(
-    compiler: GuideCompiler, vocabulary: TestVocabulary, pattern: str
+    compile_guide: Compile, vocabulary: TestVocabulary, pattern: str
 ) -> None:
-    template = await compiler.compile(GuideSpec("regex", pattern))
+    template = await compile_guide(GuideSpec("regex", pattern))
     rng = random.Random(pattern)
     texts = [random_walk(template.copy(), vocabulary, rng, max_tokens=60) for _ in range(20)]
     finished = [t for t in texts if t is not None]
@@ -60,10 +61,10 @@ async def test_every_walk_matches_the_whole_pattern(
     ],
 )
 async def test_it_accepts_what_python_matches_and_nothing_else(
-    compiler: GuideCompiler, vocabulary: TestVocabulary, pattern: str
+    compile_guide: Compile, vocabulary: TestVocabulary, pattern: str
 ) -> None:
     """Exhaustively, over short strings. Alone, outlines-core drops what follows a first match."""
-    template = await compiler.compile(GuideSpec("regex", pattern))
+    template = await compile_guide(GuideSpec("regex", pattern))
     alphabet = "1.ab" if "0-9" in pattern else "abcd"
     end = [vocabulary.stop_token_ids[0]]
     for length in range(1, 6):
@@ -75,10 +76,8 @@ async def test_it_accepts_what_python_matches_and_nothing_else(
 
 
 @pytest.mark.parametrize("pattern", [r"[0-9]+(\.[0-9]+)?", "(cat|category)", "é+猫?", ".{0,3}", r"\w+@\w+\.com"])
-async def test_the_mask_is_what_advance_takes(
-    compiler: GuideCompiler, vocabulary: TestVocabulary, pattern: str
-) -> None:
-    guide = await compiler.compile(GuideSpec("regex", pattern))
+async def test_the_mask_is_what_advance_takes(compile_guide: Compile, vocabulary: TestVocabulary, pattern: str) -> None:
+    guide = await compile_guide(GuideSpec("regex", pattern))
     rng = random.Random(1)
     for _ in range(6):
         allowed = vocabulary.allowed(guide)
@@ -91,16 +90,16 @@ async def test_the_mask_is_what_advance_takes(
         guide.advance([rng.choice(allowed)])
 
 
-async def test_no_token_spells_the_sentinel(compiler: GuideCompiler, vocabulary: TestVocabulary) -> None:
+async def test_no_token_spells_the_sentinel(compile_guide: Compile, vocabulary: TestVocabulary) -> None:
     """Single-byte tokens could write U+10FFFF, the mark behind every pattern."""
-    guide = await compiler.compile(GuideSpec("regex", "ab"))
+    guide = await compile_guide(GuideSpec("regex", "ab"))
     assert guide.advance(vocabulary.tokens_of("ab"))
     assert vocabulary.allowed(guide) == sorted(vocabulary.stop_token_ids)
     assert guide.is_terminated()
 
 
-async def test_characters_may_be_spelled_in_bytes(compiler: GuideCompiler, vocabulary: TestVocabulary) -> None:
-    guide = await compiler.compile(GuideSpec("regex", "[é猫]{2}"))
+async def test_characters_may_be_spelled_in_bytes(compile_guide: Compile, vocabulary: TestVocabulary) -> None:
+    guide = await compile_guide(GuideSpec("regex", "[é猫]{2}"))
     assert guide.advance(vocabulary.tokens_of("é猫"))
     assert guide.is_terminated()
 
@@ -114,11 +113,8 @@ async def test_characters_may_be_spelled_in_bytes(compiler: GuideCompiler, vocab
         ("naïve", "naïf", "猫"),
     ],
 )
-async def test_a_choice_is_one_of_its_strings(
-    compiler: GuideCompiler, vocabulary: TestVocabulary, choices: Any
-) -> None:
-    template = await compiler.compile(GuideSpec("choice", choices=choices))
-    assert isinstance(template, AutomatonGuide)
+async def test_a_choice_is_one_of_its_strings(compile_guide: Compile, vocabulary: TestVocabulary, choices: Any) -> None:
+    template = await compile_guide(GuideSpec("choice", choices=choices))
     rng = random.Random(2)
     seen = {random_walk(template.copy(), vocabulary, rng) for _ in range(60)}
     assert seen == set(choices)
@@ -130,8 +126,8 @@ async def test_a_choice_is_one_of_its_strings(
         assert guide.advance([vocabulary.stop_token_ids[-1]])
 
 
-async def test_forced_text_comes_in_canonical_tokens(compiler: GuideCompiler, vocabulary: TestVocabulary) -> None:
-    guide = await compiler.compile(GuideSpec("regex", "The quick brown fox (jumps|sleeps)"))
+async def test_forced_text_comes_in_canonical_tokens(compile_guide: Compile, vocabulary: TestVocabulary) -> None:
+    guide = await compile_guide(GuideSpec("regex", "The quick brown fox (jumps|sleeps)"))
     forced = guide.forced_tokens()
     text = vocabulary.spell(forced)
     assert len(text) >= len(b"The quick brown")
@@ -142,40 +138,35 @@ async def test_forced_text_comes_in_canonical_tokens(compiler: GuideCompiler, vo
     assert guide.advance(forced)
 
 
-async def test_forced_text_to_the_end_is_given_whole(compiler: GuideCompiler, vocabulary: TestVocabulary) -> None:
-    guide = await compiler.compile(GuideSpec("choice", choices=("the lazy dog",)))
+async def test_forced_text_to_the_end_is_given_whole(compile_guide: Compile, vocabulary: TestVocabulary) -> None:
+    guide = await compile_guide(GuideSpec("choice", choices=("the lazy dog",)))
     forced = guide.forced_tokens()
     assert vocabulary.spell(forced) == b"the lazy dog"
     assert guide.advance(forced)
     assert guide.forced_tokens() == []
 
 
-async def test_where_the_end_is_allowed_nothing_is_forced(compiler: GuideCompiler, vocabulary: TestVocabulary) -> None:
-    guide = await compiler.compile(GuideSpec("regex", "a(aaa)?"))
+async def test_where_the_end_is_allowed_nothing_is_forced(compile_guide: Compile, vocabulary: TestVocabulary) -> None:
+    guide = await compile_guide(GuideSpec("regex", "a(aaa)?"))
     assert guide.advance(vocabulary.tokens_of("a"))
     assert guide.forced_tokens() == []
 
 
-async def test_tokens_into_a_dead_end_are_not_allowed(byte_level: TestVocabulary) -> None:
+@pytest.mark.parametrize("way", ["grammar", "tables"])
+async def test_tokens_into_a_dead_end_are_not_allowed(byte_level: TestVocabulary, way: str) -> None:
     """A vocabulary without some bytes: what it cannot finish, it must not start."""
-    from briton.errors import InvalidRequest
-    from tests.guidance.conftest import new_compiler
-
-    z = byte_level.token_bytes.index(b"z")
-    texts = [None if data is not None and b"z" in data else data for data in byte_level.token_bytes]
-    compiler = new_compiler(byte_level)
-    without = type(compiler)(
-        texts,
-        vocab_size=byte_level.vocab_size,
-        stop_token_ids=(0,),
-        encode=byte_level.encode,
-        tokenizer_hash="without z",
-    )
-    guide = await without.compile(GuideSpec("regex", "axz|by"))
+    texts = tuple(None if data is not None and b"z" in data else data for data in byte_level.token_bytes)
+    without = replace(byte_level, token_bytes=texts, name="without z", stop_token_ids=(0,))
+    compiler = new_compiler(without)
+    compile_guide = compiler.compile if way == "grammar" else table_compiler(without)
+    guide = await compile_guide(GuideSpec("regex", "axz|by"))
     assert byte_level.allowed(guide) == [byte_level.token_bytes.index(b"b")]
     assert not guide.advance(byte_level.tokens_of("a"))
-    with pytest.raises(InvalidRequest, match="guided_regex: the model's vocabulary cannot spell"):
-        await without.compile(GuideSpec("regex", "az+"))
-    assert z not in byte_level.allowed(guide)
+    guide = await compile_guide(GuideSpec("choice", choices=("axz", "by", "b/")))
+    assert byte_level.allowed(guide) == [byte_level.token_bytes.index(b"b")]
+    assert guide.advance(byte_level.tokens_of("b/"))
+    assert guide.is_terminated()
+    for spec in (GuideSpec("regex", "az+"), GuideSpec("choice", choices=("z", "az"))):
+        with pytest.raises(InvalidRequest, match=r"guided_\w+: the model's vocabulary cannot spell any string"):
+            await compile_guide(spec)
     compiler.close()
-    without.close()
