@@ -78,6 +78,8 @@ def main() -> None:
     workload = ChatWorkload(served.engine_dir, served.config.served_model_name)
     try:
         with Serving(served.config_path) as serving:
+            serving.settle()
+            machine.settle()
             print(f"{machine.describe()}; load {machine.load():.1f}")
             figures = measure(concurrencies, workload, ours, serving, rounds, deadline)
     finally:

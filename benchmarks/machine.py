@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from pathlib import Path
 
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -26,3 +27,19 @@ def describe() -> str:
 def load() -> float:
     """How many processes were running over the last minute; much more than ours, and the figures mean little."""
     return os.getloadavg()[0]
+
+
+def settle(pid: int | None = None, timeout_s: float = 60.0) -> None:
+    """Wait until a process (None: this one) rests: an engine that has just started still compiles graphs."""
+    stat = Path(f"/proc/{pid or 'self'}/stat")
+    deadline, resting, before = time.monotonic() + timeout_s, 0, cpu_ticks(stat)
+    while resting < 3 and time.monotonic() < deadline:
+        time.sleep(0.4)
+        now = cpu_ticks(stat)
+        resting, before = (resting + 1 if now - before <= 2 else 0), now
+
+
+def cpu_ticks(stat: Path) -> int:
+    """User and system time of a process so far, in hundredths of a second, from its /proc/PID/stat."""
+    fields = stat.read_text(encoding="utf-8").rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])

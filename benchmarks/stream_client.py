@@ -55,21 +55,21 @@ class Answers:
 def chat(host: str, port: int, bodies: Sequence[dict[str, Any]]) -> Answers:
     """Send all requests at once, each on a connection of its own, and read every stream to its end."""
 
-    async def run() -> tuple[float, list[_Reads]]:
+    async def run() -> tuple[float, list[Reads]]:
         started = time.perf_counter()
-        reads = await asyncio.wait_for(asyncio.gather(*(_read(host, port, body) for body in bodies)), _TIMEOUT_S)
+        reads = await asyncio.wait_for(asyncio.gather(*(read_answer(host, port, body) for body in bodies)), _TIMEOUT_S)
         return time.perf_counter() - started, reads
 
     cpu = time.process_time()
     wall, reads = asyncio.run(run())
     cpu = time.process_time() - cpu
-    return Answers(wall, cpu, tuple(_stream(each) for each in reads))
+    return Answers(wall, cpu, tuple(stream_of(each) for each in reads))
 
 
-_Reads = list[tuple[float, bytes]]
+Reads = list[tuple[float, bytes]]  # what came, and when, in seconds from the request
 
 
-async def _read(host: str, port: int, body: dict[str, Any]) -> _Reads:
+async def read_answer(host: str, port: int, body: dict[str, Any]) -> Reads:
     """The whole HTTP answer, as it came."""
     payload = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
@@ -77,7 +77,7 @@ async def _read(host: str, port: int, body: dict[str, Any]) -> _Reads:
     reader, writer = await asyncio.open_connection(host, port)
     try:
         writer.write(f"{head}Connection: close\r\nContent-Length: {len(payload)}\r\n\r\n".encode() + payload)
-        reads: _Reads = []
+        reads: Reads = []
         while received := await reader.read(1 << 16):
             reads.append((time.perf_counter() - started, received))
         return reads
@@ -85,7 +85,8 @@ async def _read(host: str, port: int, body: dict[str, Any]) -> _Reads:
         writer.close()
 
 
-def _stream(reads: _Reads) -> Stream:
+def stream_of(reads: Reads) -> Stream:
+    """The stream of an answer that has come to its end. Raises RuntimeError for any other."""
     raw = b"".join(received for _, received in reads)
     if not raw.startswith(b"HTTP/1.1 200"):
         raise RuntimeError(f"the server answered {raw[:1000]!r}")

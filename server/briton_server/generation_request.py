@@ -35,11 +35,12 @@ async def receive(
     in a thread when the body is long.
 
     `check` refuses what is wrong with several fields together. Raises Unavailable while the engine does not serve,
-    InvalidRequest, Unsupported and ModelNotFound.
+    QueueFull where it has just refused a request, InvalidRequest, Unsupported and ModelNotFound.
     """
     gateway = gateway_of(request)
     gateway.readiness.require()
     content = await read_body(request, gateway.settings.max_body_bytes)
+    gateway.engine.check_room()
     request_id = request_id_of(request.scope)
 
     def work() -> tuple[FieldsT, str, T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -73,7 +74,10 @@ RETRY_AFTER = {"the queue is full": ("3", "3000"), "draining": ("1", "200"), "it
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_error_before_the_first_token_has_its_status(tokenizer_dir: Path, stream: bool) -> None:
+async def test_an_error_before_the_first_token_has_its_status(
+    tokenizer_dir: Path, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("briton_server.engine_client.FULL_S", 0.0)
     engine = ScriptedEngine(waits)
     async with serve(engine, tokenizer_dir) as running:
         for error, status, param, kind in ERRORS:
@@ -87,6 +91,21 @@ async def test_an_error_before_the_first_token_has_its_status(tokenizer_dir: Pat
             assert "a bug" not in response.text
             retry_after = RETRY_AFTER.get(str(error), (None, None))
             assert (response.headers.get("retry-after"), response.headers.get("retry-after-ms")) == retry_after
+
+
+async def test_a_full_engine_is_not_asked_again_at_once(tokenizer_dir: Path) -> None:
+    """Under overload templates were rendered and prompts tokenized for requests that got 429 after all."""
+    engine = ScriptedEngine(fails(QueueFull("the queue is full", retry_after_s=3)))
+    async with serve(engine, tokenizer_dir) as running:
+        answers = [await running.post("/v1/chat/completions", BODY) for _ in range(5)]
+        assert {answer.status_code for answer in answers} == {429}
+        assert {answer.headers["retry-after"] for answer in answers} == {"3"}
+        assert len(engine.requests) < 5
+        asked = len(engine.requests)
+        engine.generate = says("yes")
+        await asyncio.sleep(0.15)
+        assert (await running.post("/v1/chat/completions", BODY)).status_code == 200
+        assert len(engine.requests) == asked + 1
 
 
 async def test_the_official_client_sees_an_error_in_the_middle_of_a_stream(
