@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 LOCKED := constraints/locked.txt
 LOWEST := .venv-lowest
 TORCH := .venv-torch
-# Wheels without CUDA's libraries, which are 2 GB; where it cannot be reached, the default index has to do.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# An index whose torch comes without CUDA's libraries, which are 2 GB, where the default one's does not.
+TORCH_INDEX ?=
 CONFIG ?= examples/smollm2-135m-instruct/config.yaml
 GPU_PYTHON ?= python3
 GPU_MODEL ?= Qwen/Qwen2.5-0.5B-Instruct
@@ -122,7 +122,7 @@ $(LOWEST)/.installed: pyproject.toml | $(VENV)/.dev
 $(TORCH)/.installed: tests/torch_device/requirements.txt
 	$(PYTHON) -m venv --clear $(TORCH) || { $(PYTHON) -m venv --clear --without-pip $(TORCH) && \
 		$(PYTHON) -m pip --python $(TORCH)/bin/python install --quiet pip; }
-	$(TORCH)/bin/python -m pip install --quiet --retries 0 --extra-index-url $(TORCH_INDEX) -r $<
+	$(TORCH)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r $<
 	@touch $@
 
 $(PEERS)/.installed: benchmarks/peers/requirements.txt benchmarks/peers/compiled.txt

@@ -100,7 +100,7 @@ def test_config_check_names_the_field_and_looks_at_every_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = tmp_path / "wrong.yaml"
-    wrong.write_text(EXAMPLE.read_text().replace("max_batch_size: 16", "max_batch_size: none"))
+    wrong.write_text(EXAMPLE.read_text().replace("max_batch_size: 64", "max_batch_size: none"))
     with pytest.raises(SystemExit, match="2"):
         cli.main(["config", "check", str(wrong), str(tmp_path / "absent.yaml"), str(EXAMPLE)])
     out, err = capsys.readouterr()

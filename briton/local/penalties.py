@@ -11,33 +11,47 @@ from briton.engine.types import SamplingParams
 
 
 class PenaltyState:
-    """Which tokens a sequence has seen. Costs 5 bytes a vocabulary entry, so it is made only for sequences with a
-    penalty."""
+    """Which tokens a sequence has seen, as a list of them: what it costs follows the text, not the vocabulary."""
 
-    def __init__(self, token_ids: Sequence[int], num_prompt_tokens: int, vocab_size: int) -> None:
-        self._seen = np.zeros(vocab_size, np.bool_)  # prompt and output
-        self._seen[np.asarray(token_ids, np.int64)] = True
-        output = np.asarray(token_ids[num_prompt_tokens:], np.int64)
-        self._output_counts = np.bincount(output, minlength=vocab_size).astype(np.float32)
+    def __init__(self, token_ids: Sequence[int], num_prompt_tokens: int) -> None:
+        seen, places = np.unique(np.asarray(token_ids, np.int64), return_inverse=True)
+        self._num_seen = len(seen)
+        self._seen = seen  # of prompt and output, in no order; longer than it is full
+        self._counts = np.bincount(places[num_prompt_tokens:], minlength=len(seen)).astype(np.float32)  # in the output
+        self._place = {token_id: place for place, token_id in enumerate(seen.tolist())}
 
     @staticmethod
     def wanted(sampling: SamplingParams) -> bool:
         """Whether any penalty is on."""
         return sampling.repetition_penalty != 1 or sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
 
+    @property
+    def token_ids(self) -> NDArray[np.int64]:
+        """Tokens of prompt and output, each once."""
+        return self._seen[: self._num_seen]
+
     def add(self, token_id: int) -> None:
         """Count one output token."""
-        self._seen[token_id] = True
-        self._output_counts[token_id] += 1
+        place = self._place.setdefault(token_id, self._num_seen)
+        if place == self._num_seen:
+            if place == len(self._seen):
+                room = max(64, place)
+                self._seen = np.concatenate([self._seen, np.zeros(room, np.int64)])
+                self._counts = np.concatenate([self._counts, np.zeros(room, np.float32)])
+            self._seen[place] = token_id
+            self._num_seen += 1
+        self._counts[place] += 1
 
     def apply(self, logits: NDArray[np.float32], sampling: SamplingParams) -> None:
-        """Edit a row [vocab] in place. Repetition: Keskar et al. 2019 (CTRL); presence and frequency: as OpenAI
-        defines them."""
+        """Edit a row [vocab] in place, at `token_ids` alone. Repetition: Keskar et al. 2019 (CTRL); presence and
+        frequency: as OpenAI defines them."""
+        seen, counts = self.token_ids, self._counts[: self._num_seen]
+        values = logits[seen]
         if sampling.repetition_penalty != 1:
             factor = np.float32(sampling.repetition_penalty)
-            seen = logits[self._seen]
-            logits[self._seen] = np.where(seen > 0, seen / factor, seen * factor)
+            values = np.where(values > 0, values / factor, values * factor)
         if sampling.presence_penalty:
-            logits -= np.float32(sampling.presence_penalty) * (self._output_counts > 0)
+            values -= np.float32(sampling.presence_penalty) * (counts > 0)
         if sampling.frequency_penalty:
-            logits -= np.float32(sampling.frequency_penalty) * self._output_counts
+            values -= np.float32(sampling.frequency_penalty) * counts
+        logits[seen] = values

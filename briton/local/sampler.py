@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from briton.engine.types import SamplingParams, TokenLogprob
 from briton.errors import BritonError
+from briton.local.candidates import nucleus, top_ids
 from briton.local.penalties import PenaltyState
 from briton.local.sequence import SequenceState
 
@@ -72,33 +73,42 @@ class Sampler:
 
     def _sample_row(self, row: Row, sequence: SequenceState) -> Sampled:
         sampling = sequence.sampling
-        raw = row.copy() if sampling.logprobs is not None else None
-        self._edit(row, sequence)
-        if not np.isfinite(row.max()):
+        edits = _Edits(row)
+        self._edit(edits, sequence)
+        peak = row.max()
+        if not np.isfinite(peak):
             raise _no_logit_is_finite()
+        final = row
         if sequence.guide is not None:
-            row = self._masked(row, sequence)
-        token_id = int(row.argmax()) if sampling.temperature == 0 else draw(row, sampling, sequence.rng)
+            final = self._masked(row, sequence)
+            peak = final.max()
+        token_id = int(final.argmax()) if sampling.temperature == 0 else draw(final, sampling, sequence.rng, peak)
         if sequence.guide is not None and not sequence.guide.advance([token_id]):
             raise RuntimeError(f"the guide refused token {token_id}, which its own mask allowed")
         if sequence.penalties is not None:
             sequence.penalties.add(token_id)
-        logprob = None if raw is None else token_logprob(raw, token_id, sampling.logprobs or 0)
+        logprob = None
+        if sampling.logprobs is not None:
+            edits.undo()
+            logprob = token_logprob(row, token_id, sampling.logprobs)
         return Sampled(token_id, logprob, sequence.guide is not None and sequence.guide.is_terminated())
 
-    def _edit(self, row: Row, sequence: SequenceState) -> None:
-        sampling = sequence.sampling
+    def _edit(self, edits: _Edits, sequence: SequenceState) -> None:
+        sampling, row = sequence.sampling, edits.row
         if PenaltyState.wanted(sampling):
             if sequence.penalties is None:
-                sequence.penalties = PenaltyState(sequence.token_ids, sequence.num_prompt_tokens, self._vocab_size)
+                sequence.penalties = PenaltyState(sequence.token_ids, sequence.num_prompt_tokens)
+            edits.begin(sequence.penalties.token_ids)
             sequence.penalties.apply(row, sampling)
         if sampling.logit_bias:
-            row[list(sampling.logit_bias)] += np.fromiter(sampling.logit_bias.values(), np.float32)
+            biased = np.fromiter(sampling.logit_bias, np.int64)
+            edits.begin(biased)
+            row[biased] += np.fromiter(sampling.logit_bias.values(), np.float32)
         if bad_words := sequence.request_state.bad_words:
-            row[bad_words.forbidden(sequence.token_ids)] = -np.inf
+            edits.forbid(bad_words.forbidden(sequence.token_ids))
         if sequence.num_output_tokens < sampling.min_tokens:
-            row[self._stop_token_ids] = -np.inf
-            row[list(sampling.stop_token_ids)] = -np.inf
+            edits.forbid(self._stop_token_ids)
+            edits.forbid(sampling.stop_token_ids)
 
     def _masked(self, row: Row, sequence: SequenceState) -> Row:
         """The row with what the guide forbids at -inf. The guide outranks min_tokens and bad words."""
@@ -114,58 +124,67 @@ class Sampler:
         return free
 
 
-def draw(row: Row, sampling: SamplingParams, rng: np.random.Generator) -> int:
-    """Draw from softmax(row / temperature) within top_k, top_p and min_p, with one number of `rng`."""
+class _Edits:
+    """What is changed of a row, to be put back where the model's own logits are wanted: a copy of a whole row would
+    cost as much as drawing from it."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self._before: list[tuple[NDArray[np.int64], Row]] = []
+
+    def begin(self, ids: NDArray[np.int64]) -> None:
+        """These are about to change."""
+        self._before.append((ids, self.row[ids]))
+
+    def forbid(self, token_ids: Sequence[int]) -> None:
+        """They cannot come."""
+        ids = np.asarray(token_ids, np.int64)
+        self.begin(ids)
+        self.row[ids] = -np.inf
+
+    def undo(self) -> None:
+        """The row as it was."""
+        for ids, values in reversed(self._before):
+            self.row[ids] = values
+
+
+def draw(row: Row, sampling: SamplingParams, rng: np.random.Generator, peak: np.float32 | None = None) -> int:
+    """Draw from softmax(row / temperature) within top_k, top_p and min_p, with one number of `rng`. `peak` is the
+    largest of the row, where it is known."""
     uniform = rng.random()
-    scaled = row * np.float32(1 / max(sampling.temperature, 1e-5))
+    inverse = np.float32(1 / max(sampling.temperature, 1e-5))
     ids: NDArray[np.int64] | None = None  # None: all
-    if 0 < sampling.top_k < len(scaled):
-        ids = np.argpartition(scaled, -sampling.top_k)[-sampling.top_k :]
-        ids.sort()
-        scaled = scaled[ids]
-    mass = np.exp(scaled - scaled.max())  # the most likely has mass 1
+    if 0 < sampling.top_k < len(row):
+        ids = top_ids(row, sampling.top_k)
+        row = row[ids]
+    if peak is None:
+        peak = row.max()
+    # In one array: the passes over a whole vocabulary are what this costs.
+    mass = row * inverse if inverse != 1 else row
+    mass = np.subtract(mass, peak * inverse, out=mass if inverse != 1 else None)
+    np.exp(mass, out=mass)  # the most likely has mass 1
     if sampling.top_p < 1:
-        kept = _nucleus(mass, sampling.top_p)
-        kept = kept[mass[kept] >= np.float32(sampling.min_p)]
+        kept = nucleus(mass, sampling.top_p)
+        if sampling.min_p > 0:
+            kept = kept[mass[kept] >= np.float32(sampling.min_p)]
     elif sampling.min_p > 0:
         kept = np.flatnonzero(mass >= np.float32(sampling.min_p))
     else:
         kept = None
     if kept is not None:
-        mass, ids = mass[kept], kept if ids is None else ids[kept]
+        mass, ids = mass.take(kept), kept if ids is None else ids[kept]
     chosen = _inverse_cdf(mass, uniform)
     return chosen if ids is None else int(ids[chosen])
-
-
-def _nucleus(mass: Row, top_p: float) -> NDArray[np.int64]:
-    """Indices of the fewest tokens that hold `top_p` of the mass (Holtzman et al. 2020). `mass` has 1 as its largest.
-
-    Sorting a whole vocabulary costs more than all else here, so ever smaller tokens are let in until they hold enough;
-    and values alone are sorted, which numpy does many times faster than indices.
-    """
-    target = top_p * float(mass.sum())
-    floor = np.float32(0.05)
-    while True:
-        ids = np.flatnonzero(mass >= floor)
-        candidates = mass[ids]
-        if floor == 0 or float(candidates.sum()) >= target:
-            break
-        floor = floor / 8 if floor > 1e-9 else np.float32(0)
-    descending = np.sort(candidates)[::-1]
-    last = min(int(np.searchsorted(np.cumsum(descending, dtype=np.float64), target)), len(descending) - 1)
-    likelier = np.flatnonzero(candidates > descending[last])
-    as_likely = np.flatnonzero(candidates == descending[last])[: last + 1 - len(likelier)]
-    kept: NDArray[np.int64] = ids[np.concatenate([likelier, as_likely])]
-    return kept
 
 
 def token_logprob(raw: Row, token_id: int, num_top: int) -> TokenLogprob:
     """Log probabilities under softmax(raw): of the token, and of the `num_top` most likely."""
     peak = raw.max()
-    log_total = float(peak) + float(np.log(np.exp(raw - peak).sum(dtype=np.float64)))
+    mass = raw - peak
+    log_total = float(peak) + float(np.log(np.exp(mass, out=mass).sum(dtype=np.float64)))
     if not num_top:
         return TokenLogprob(token_id, float(raw[token_id]) - log_total)
-    ids = np.argpartition(raw, -num_top)[-num_top:]
+    ids = top_ids(raw, num_top)
     ids = ids[np.argsort(-raw[ids], kind="stable")]
     return TokenLogprob(
         token_id, float(raw[token_id]) - log_total, tuple((int(i), float(raw[i]) - log_total) for i in ids)

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from briton.engine.types import GenerationRequest, SamplingParams
+from briton.local.penalties import PenaltyState
 from briton.local.sampler import Sampled, Sampler, StepLogits, draw, token_logprob
 from briton.local.sequence import RequestState, SequenceState
 
@@ -273,3 +274,38 @@ def test_extreme_sampling_stays_within_the_guide(temperature: float, filters: di
         assert drawn in (3, 299)
         if temperature < 1 or filters.get("top_k") == 1 or "top_p" in filters:
             assert drawn == (3 if row[0, 3] > row[0, 299] else 299)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"repetition_penalty": 1.3},
+        {"presence_penalty": 0.5},
+        {"frequency_penalty": -0.25},
+        {"repetition_penalty": 0.8, "presence_penalty": -1.5, "frequency_penalty": 0.7},
+    ],
+)
+def test_penalties_as_counts_of_a_whole_vocabulary(sampling: dict[str, float]) -> None:
+    """Lists of what was seen do what arrays of all tokens did, bit for bit, as the output grows."""
+    rng = np.random.default_rng(3)
+    prompt = [*rng.integers(0, VOCAB_SIZE, 40).tolist()]
+    output: list[int] = []
+    params, state = SamplingParams(**sampling), PenaltyState(prompt, len(prompt))  # type: ignore[arg-type]
+    for _ in range(150):
+        row = rng.normal(0, 3, VOCAB_SIZE).astype(np.float32)
+        seen = np.isin(np.arange(VOCAB_SIZE), prompt + output)
+        counts = np.bincount(np.array(output, np.int64), minlength=VOCAB_SIZE).astype(np.float32)
+        expected = row.copy()
+        factor = np.float32(params.repetition_penalty)
+        expected[seen] = np.where(expected[seen] > 0, expected[seen] / factor, expected[seen] * factor)
+        expected -= np.float32(params.presence_penalty) * (counts > 0)
+        expected -= np.float32(params.frequency_penalty) * counts
+        state.apply(row, params)
+        assert (row == expected).all()
+        output.append(int(rng.integers(0, VOCAB_SIZE)))
+        state.add(output[-1])
+    resumed = PenaltyState([*prompt, *output], len(prompt))
+    first, second = row.copy(), row.copy()
+    state.apply(first, params)
+    resumed.apply(second, params)
+    assert (first == second).all()
