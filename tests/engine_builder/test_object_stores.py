@@ -16,7 +16,9 @@ from briton.config.object_url import ObjectURL
 from briton.errors import BuildError, ConfigError
 from briton.model.engine_dir import load_manifest
 from briton_engine_builder import build_engine, find_cached_engine
-from briton_engine_builder.sources import FetchedCheckpoint, Fetcher, azure, download, gcs, objects, s3
+from briton_engine_builder.sources import azure, download, gcs, objects, s3
+from briton_engine_builder.sources.fetch import Fetcher
+from briton_engine_builder.sources.fetched import FetchedCheckpoint
 from briton_engine_builder.sources.remote import Unreachable
 from tests.conftest import TinyLlama
 from tests.engine_builder.buckets import ACCOUNT, AzureBucket, Bucket, GCSBucket, S3Bucket, connection_string

@@ -19,7 +19,9 @@ from briton.config.environment import load_environment
 from briton.errors import BuildError
 from briton.model.engine_dir import load_manifest
 from briton_engine_builder import build_engine, find_cached_engine
-from briton_engine_builder.sources import FetchedCheckpoint, Fetcher, download, http_file
+from briton_engine_builder.sources import download, http_file
+from briton_engine_builder.sources.fetch import Fetcher
+from briton_engine_builder.sources.fetched import FetchedCheckpoint
 from briton_engine_builder.sources.remote import Unreachable
 from briton_engine_builder.weights_file import SPARE_BYTES
 from tests.conftest import TinyLlama

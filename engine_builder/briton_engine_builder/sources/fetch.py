@@ -17,6 +17,7 @@ from briton_engine_builder.sources.hub import fetch_from_hub
 from briton_engine_builder.sources.local import fetch_local
 from briton_engine_builder.sources.objects import fetch_objects
 from briton_engine_builder.sources.package_index import fetch_package
+from briton_engine_builder.sources.remembered import remembered
 from briton_engine_builder.sources.remote import ObjectStore, Secret, Unreachable
 from briton_engine_builder.sources.remote_url import fetch_archive
 from briton_engine_builder.sources.s3 import S3Store
@@ -38,14 +39,12 @@ class Fetcher:
         self._checkpoint = config.checkpoint if checkpoint is None else checkpoint
         self._environment = environment
         self._cache_dir = cache_dir / "checkpoints"
-        self._index = FetchIndex(cache_dir)
+        self._index_root = cache_dir
         self._source = self._checkpoint.source
 
     def remembered(self) -> FetchedCheckpoint | None:
         """What the config's checkpoint is, as far as that can be said without network."""
-        if self._source is CheckpointSource.LOCAL:
-            return fetch_local(self._checkpoint.repo)
-        return self._index.look_up(self._source, self._checkpoint.key, self._checkpoint.revision)
+        return remembered(self._checkpoint, self._index_root)
 
     def fetch(self, *, progress: bool) -> FetchedCheckpoint:
         """The checkpoint's files, on this machine. Raises BuildError, and ConfigError for a secret that is of no use.
@@ -66,7 +65,7 @@ class Fetcher:
                 raise
             logger.warning("%s: using %s", error, known.path)
             return known
-        self._index.remember(self._source, self._checkpoint.key, revision, fetched)
+        FetchIndex(self._index_root).remember(self._source, self._checkpoint.key, revision, fetched)
         return fetched
 
     def _fetch_remote(self, repo: str, revision: str | None, progress: bool) -> FetchedCheckpoint:

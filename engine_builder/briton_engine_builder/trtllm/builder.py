@@ -30,7 +30,8 @@ from briton_engine_builder.cache import EngineCache
 from briton_engine_builder.cache_files import readable_name
 from briton_engine_builder.hashing import sha256_of
 from briton_engine_builder.hf_checkpoint import CONFIG, TOKENIZER, copy_tokenizer, read_json, stop_token_ids
-from briton_engine_builder.sources import FetchedCheckpoint, Fetcher
+from briton_engine_builder.sources.fetch import Fetcher
+from briton_engine_builder.sources.fetched import FetchedCheckpoint
 from briton_engine_builder.sources.shapes import fetch_shapes
 from briton_engine_builder.trtllm.calibration import with_calibration_data
 from briton_engine_builder.trtllm.engine_files import SavedEngine, take_engine

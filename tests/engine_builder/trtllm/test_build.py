@@ -235,7 +235,7 @@ def test_a_checkpoint_that_was_deleted_is_not_fetched_for_an_engine_that_is_ther
 def _fetch_from(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
     """The hub has one model."""
     from briton.model.shapes import read_shapes
-    from briton_engine_builder.sources import FetchedCheckpoint
+    from briton_engine_builder.sources.fetched import FetchedCheckpoint
 
     source = {"source": "HF", "repo": "acme/tiny", "revision": "abc"}
     shapes = read_shapes(directory / "config.json")
