@@ -17,8 +17,9 @@ from briton.local.sampler import Mask, Sampler, StepLogits, is_plain
 from briton.local.verification import Verified, verify
 
 _MAX_THREADS = 8
-# Below so many logits a step is sampled sooner than a thread has woken up.
-_WORTH_A_THREAD = 1 << 18
+# Rows of so many logits are sampled side by side. Over shorter ones threads spend their time in handing Python to each
+# other: measured, two were no sooner than one.
+_WIDE = 200_000
 
 
 class StepSampler:
@@ -68,7 +69,7 @@ class StepSampler:
                 except Exception as error:
                     verified[place] = error
 
-        count = min(self._num_threads, len(costly) * self._vocab_size // _WORTH_A_THREAD, len(costly))
+        count = min(self._num_threads, len(costly)) if self._vocab_size >= _WIDE else 1
         others = [self._threads.submit(sample, costly[part::count]) for part in range(1, count)]
         sample(costly[::count] if count > 1 else costly)
         sample([place for place in places if place not in set(costly)])

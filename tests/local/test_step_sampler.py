@@ -61,7 +61,7 @@ def sampled(sampler: StepSampler, plan: StepPlan) -> list[Verified]:
 
 
 def test_threads_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_sampler, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(step_sampler, "_WIDE", 1)
     alone = sampled(StepSampler(VOCAB_SIZE, [STOP], 1), plan_of(sequences(30)))
     for num_threads in (2, 5, 64):
         assert sampled(StepSampler(VOCAB_SIZE, [STOP], num_threads), plan_of(sequences(30))) == alone
