@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -127,8 +128,14 @@ def _load(
     config: Config, engine_dir: Path, rank_context: RankContext | None
 ) -> tuple[Executor, Tokenizer, GuideCompiler | None]:
     """Everything that takes long. Raises BritonError."""
-    tokenizer = Tokenizer.load(engine_dir)
-    executor = create_executor(config, engine_dir, rank_context)
+    with ThreadPoolExecutor(1, "briton-load") as pool:
+        loading = pool.submit(Tokenizer.load, engine_dir)  # while the model is compiled
+        executor = create_executor(config, engine_dir, rank_context)
+    try:
+        tokenizer = loading.result()
+    except BaseException:
+        executor.shutdown()  # which else goes on to compile graphs
+        raise
     gc.collect()
     gc.freeze()  # what was loaded stays: no later collection walks through it
     return executor, tokenizer, _compiler(config, executor, tokenizer)

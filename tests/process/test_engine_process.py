@@ -55,6 +55,11 @@ class Stuck(FakeExecutor):
     def shutdown(self):
         threading.Event().wait()
 
+class Telling(FakeExecutor):
+    def shutdown(self):
+        print("the executor was shut down", file=sys.stderr)
+        super().shutdown()
+
 def create_executor(config, engine_dir, rank_context):
     how = sys.argv[4]
     if how == "slow":
@@ -63,6 +68,8 @@ def create_executor(config, engine_dir, rank_context):
         threading.Event().wait()
     if how == "broken":
         raise BuildError("rank0.safetensors is truncated")
+    if how == "unreadable":
+        return Telling(step_s=0.01)
     executor = Stuck(step_s=0.01) if how == "stuck" else FakeExecutor(step_s=0.01)
     if how == "hangs":
         threading.Timer(0.5, executor.hang).start()
@@ -71,6 +78,8 @@ def create_executor(config, engine_dir, rank_context):
     return executor
 
 engine_process.create_executor = create_executor
+if sys.argv[4] == "unreadable":
+    (Path(sys.argv[2]) / "tokenizer.json").write_text("{")
 config = load_config(Path(sys.argv[1]))
 configure_logging("info", "text", process="engine")
 rank_context = None
@@ -363,3 +372,11 @@ def test_a_drain_while_loading_is_no_failure(start: Start, job: Job) -> None:
     wait_until(hub.drain)
     assert engine.exit_code() == 0
     assert events.next() == LeaderExit()
+
+
+def test_a_tokenizer_that_cannot_be_read_ends_the_executor_too(start: Start) -> None:
+    """Both are loaded at the same time: an executor that nobody ends compiles graphs on."""
+    engine = start("unreadable")
+    assert engine.exit_code() == 7
+    assert "the executor was shut down" in engine.lines
+    assert "error: BuildError" in engine.lines[-1]
