@@ -73,7 +73,7 @@ class Serving:
         wait_until(ready, START_TIMEOUT_S)
 
     def await_graphs(self) -> None:
-        """Until the engine that runs has all its graphs: in bf16 the same step is rounded otherwise in another graph."""
+        """Until the engine that runs has all its graphs: in bf16 a step is rounded otherwise in another graph."""
         wait_until(lambda: self.log.count("are ready, ") >= self.log.count("engine started, pid"), 60)
 
     def pid(self, child: str) -> int:
