@@ -10,8 +10,8 @@ The model is the example's, with its config (`traffic_model.py`); what is varied
   stream's p99 between tokens, in ms; the prompts' tokens a second over those without the stream.
 - c64: 64 clients over HTTP, 128 + 128 tokens each.
 - fairness: a caller (`user`) has sent 1,000 requests, another sends one: its first token over that on an idle engine.
-- overload: five times the requests a second that can be served, for 60 s (quick: 15): statuses, and the median of
-  Retry-After over what the accepted request sent nearest to the refused one waited for its first token.
+- overload: five times the requests a second that can be served, for 60 s (quick: 15, and a queue of 48): statuses, and
+  the median of Retry-After over what the accepted request sent nearest to the refused one waited for its first token.
 - hang: a step that never returns, under callers with deadlines of a second: from the limit to NOT_SERVING, and from the
   hang to an answered request.
 - choices: seconds to the first token of a `guided_choice` of 1,024; and of one of two words behind 40 of 256.
@@ -25,6 +25,7 @@ The last line is one JSON document; a part that failed says null in it, and why 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import signal
 import sys
@@ -66,7 +67,7 @@ def fairness(quick: bool) -> Figures:
 
 def overloaded(quick: bool) -> Figures:
     """See the module."""
-    result = overload(15.0 if quick else 60.0)
+    result = overload(15.0, max_queue_size=48) if quick else overload(60.0)
     ratio = result.retry_after_ratio_p50
     return {
         "overload_statuses": result.statuses,
@@ -120,7 +121,7 @@ def measured(part: Part, quick: bool) -> Figures:
     """What a part gives; nulls, and a line on standard error, when what it measures fails: the other parts go on."""
     try:
         figures = part.measure(quick)
-    except (RuntimeError, TimeoutError, BritonError, OSError) as error:
+    except (RuntimeError, TimeoutError, asyncio.TimeoutError, BritonError, OSError) as error:  # two in Python 3.10
         print(f"failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return dict.fromkeys(part.keys)
     assert tuple(figures) == part.keys

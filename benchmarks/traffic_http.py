@@ -89,9 +89,9 @@ class Overload:
     engine_bytes: tuple[int, int]  # resident, a third into the overload and at its end
 
 
-def overload(seconds: float, factor: float = 5.0, tokens: int = 64) -> Overload:
+def overload(seconds: float, factor: float = 5.0, tokens: int = 64, max_queue_size: int | None = None) -> Overload:
     """So many times the requests a second that can be served, at even distances; all that is accepted runs to its
-    end."""
+    end. `max_queue_size`: of the engine, None for the config's own."""
     workload = _workload()
 
     def body(*seed: int) -> dict[str, Any]:
@@ -139,7 +139,8 @@ def overload(seconds: float, factor: float = 5.0, tokens: int = 64) -> Overload:
         )
         return result
 
-    with Serving(variant("example")) as serving:
+    path = variant("example") if max_queue_size is None else variant("overload", max_queue_size=max_queue_size)
+    with Serving(path) as serving:
         serving.settle()
         return run(measure(serving))
 

@@ -19,6 +19,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     serving = Serving(EXAMPLE, tmp_path_factory.mktemp("serving"))
     try:
         serving.wait_until_ready()
+        serving.await_graphs()
         yield serving
         assert serving.stop() == 0, serving.log
     finally:

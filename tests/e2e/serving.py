@@ -22,8 +22,8 @@ START_TIMEOUT_S = 240.0  # with a download and a build
 
 
 def alike() -> dict[str, object]:
-    """Fields of a request that is to be computed just as another is: in bf16 a prompt found in the cache, or a token
-    that was guessed, is rounded otherwise."""
+    """Fields of a request that is to be computed just as another is: in bf16 a prompt that shares its first blocks with
+    another one, or a token that was guessed, is rounded otherwise. So is all in other graphs: see `await_graphs`."""
     return {"cache_salt": uuid4().hex, "lookahead_decoding_config": LOOKAHEAD_OFF}
 
 
@@ -71,6 +71,10 @@ class Serving:
             return "curl" in self.output
 
         wait_until(ready, START_TIMEOUT_S)
+
+    def await_graphs(self) -> None:
+        """Until the engine that runs has all its graphs: in bf16 a step is rounded otherwise in another graph."""
+        wait_until(lambda: self.log.count("are ready, ") >= self.log.count("engine started, pid"), 60)
 
     def pid(self, child: str) -> int:
         """The process id of "engine" or "gateway", the latest."""

@@ -67,6 +67,7 @@ def test_a_waiting_client_that_leaves_frees_its_blocks(serving: Serving) -> None
 def test_a_killed_child_comes_back(start: Start, child: str) -> None:
     serving = start()
     with strict_client(serving) as client:
+        serving.await_graphs()
         before = client.chat.completions.create(**long_alike(), max_tokens=8).choices[0].message.content
         stream = client.chat.completions.create(**LONG, max_tokens=4000, stream=True)
         next(stream)
@@ -76,6 +77,7 @@ def test_a_killed_child_comes_back(start: Start, child: str) -> None:
             list(stream)
         wait_until(lambda: serving.log.count(f"{child} is ready") == 2, 60)
         wait_until(lambda: serving.get("/ready")[0] == 200, 10)
+        serving.await_graphs()
         after = client.chat.completions.create(**long_alike(), max_tokens=8).choices[0].message.content
         assert after == before
     assert serving.stop() == 0
@@ -93,6 +95,7 @@ def test_ready_says_no_while_the_engine_is_away(start: Start) -> None:
 def test_sigterm_lets_a_running_stream_finish(start: Start) -> None:
     serving = start()
     with strict_client(serving) as client:
+        serving.await_graphs()
         alone = client.chat.completions.create(**long_alike(), max_tokens=200).choices[0].message.content
         stream = client.chat.completions.create(**long_alike(), max_tokens=200, stream=True)
         next(stream)
