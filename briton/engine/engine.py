@@ -409,6 +409,10 @@ class Engine:
         """Where the executor stands."""
         return self._executor.progress()
 
+    def forgive(self, seconds: float) -> None:
+        """This process slept for so long itself."""
+        self._ledger.forgive(seconds)
+
     def longest_cancel_s(self) -> float:
         """How long the executor has left a cancel unanswered, in seconds."""
         return self._ledger.longest_cancel_s(self._loop.time())
