@@ -13,7 +13,7 @@ from briton.engine.ledger import Ledger, LedgerEntry
 from briton.engine.output_lengths import OutputLengths
 from briton.engine.step_cost import StepCost, StepShape
 from briton.engine.types import ModelInfo
-from briton.errors import QueueFull
+from briton.errors import QUEUE_SIZE, QueueFull
 
 QUEUE_CACHES, LEAST_QUEUE_TOKENS = 4, 262_144
 _PROMPT_STEP = 512  # tokens: how prompts are computed where nobody decodes
@@ -99,6 +99,7 @@ def admit(demand: Demand, ledger: Ledger, capacity: Capacity, cost: StepCost, le
         raise QueueFull(
             f"{others.num_requests} requests are waiting, and the limit is {capacity.max_queue_size}: try again later",
             retry_after_s=wait_s,
+            code=QUEUE_SIZE,
         )
     if others.num_prompt_tokens and others.num_prompt_tokens + demand.num_prompt_tokens > capacity.max_queue_tokens:
         raise QueueFull(

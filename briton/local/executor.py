@@ -18,7 +18,7 @@ from briton.engine.types import (
     TokenChunk,
 )
 from briton.engine.validation import check_request
-from briton.errors import EngineDead, InvalidRequest, QueueFull
+from briton.errors import QUEUE_SIZE, EngineDead, InvalidRequest, QueueFull
 from briton.local.lookahead.costs import CostCurve
 from briton.local.plan import Forward
 from briton.local.scheduler import Policies
@@ -85,7 +85,10 @@ class LocalExecutor:
             if self._dead or self._closing:
                 raise self._dead or EngineDead("the executor is shut down")
             if self._num_waiting() >= self.info.max_queue_size:
-                raise QueueFull(f"{self.info.max_queue_size} requests are waiting, which is the limit: try again later")
+                raise QueueFull(
+                    f"{self.info.max_queue_size} requests are waiting, which is the limit: try again later",
+                    code=QUEUE_SIZE,
+                )
             self._open[request.request_id] = accepted
             self._inbox.append(accepted)
             self._work.notify()

@@ -8,7 +8,7 @@ from briton.engine.admission import Capacity, Demand, admit, expected_wait_s, wa
 from briton.engine.ledger import Ledger, LedgerEntry
 from briton.engine.output_lengths import OutputLengths
 from briton.engine.step_cost import StepCost, StepShape
-from briton.errors import QueueFull
+from briton.errors import QUEUE_SIZE, QueueFull
 
 CAPACITY = Capacity(max_batch_size=64, kv_cache_tokens=32_768, max_queue_size=8, max_queue_tokens=50_000)
 
@@ -48,6 +48,7 @@ def test_a_burst_enters_as_long_as_there_are_slots() -> None:
     error = refusal(Demand(100, max_output_tokens=100), ledger)
     assert error is not None
     assert str(error) == "8 requests are waiting, and the limit is 8: try again later"
+    assert error.code == QUEUE_SIZE
 
 
 def test_what_the_cache_does_not_hold_waits() -> None:
@@ -63,6 +64,7 @@ def test_the_queue_counts_tokens_too() -> None:
     error = refusal(Demand(10_000), ledger)
     assert error is not None
     assert "have 48000 tokens, and the limit is 50000" in str(error)
+    assert error.code is None, "a shorter one may enter"
     assert refusal(Demand(1_000), ledger) is None
 
 
@@ -89,6 +91,7 @@ def test_who_cannot_be_in_time_is_told_at_once() -> None:
     error = refusal(Demand(100, timeout_s=0.2), ledger)
     assert error is not None
     assert "longer than its 0.2 s" in str(error)
+    assert error.code is None, "one with more time may enter"
 
 
 def test_the_wait_grows_with_what_waits_and_what_steps_cost() -> None:
