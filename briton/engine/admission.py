@@ -13,7 +13,7 @@ from briton.engine.ledger import Ledger, LedgerEntry
 from briton.engine.output_lengths import OutputLengths
 from briton.engine.step_cost import StepCost, StepShape
 from briton.engine.types import ModelInfo
-from briton.errors import QueueFull
+from briton.errors import QUEUE_SIZE, QueueFull
 
 CALLERS_ROOM = 2  # queues: beyond the first, for callers who have less than their share in it
 QUEUE_CACHES, LEAST_QUEUE_TOKENS = 4, 262_144
@@ -118,13 +118,15 @@ def admit(
     load = Load.of(ledger, capacity, lengths, num_running)
     most_prepared = capacity.max_batch_size + CALLERS_ROOM * capacity.max_queue_size
     if load.num_prepared >= most_prepared:
-        raise _full(f"{load.num_prepared} requests are being prepared, and the limit is {most_prepared}", _LEAST_RETRY_S)
+        raise _full(
+            f"{load.num_prepared} requests are being prepared, and the limit is {most_prepared}", _LEAST_RETRY_S
+        )
     needed = _needed(demand, lengths)
     if not load.waiting and load.free_slots > 0 and (needed <= load.free_tokens or not load.running):
         return
     wait_s = _wait_s(load, needed, cost, lengths)
     if (told := _too_many(demand, load, capacity)) is not None:
-        raise _full(told, wait_s, code="queue_size")
+        raise _full(told, wait_s, code=QUEUE_SIZE)
     num_tokens = load.num_waiting_tokens
     if num_tokens and num_tokens + demand.num_prompt_tokens > capacity.max_queue_tokens:
         raise _full(

@@ -19,7 +19,7 @@ from briton.engine.types import (
     TokenChunk,
 )
 from briton.engine.validation import check_request
-from briton.errors import EngineDead, InvalidRequest, QueueFull
+from briton.errors import QUEUE_SIZE, EngineDead, InvalidRequest, QueueFull
 from briton.local.lookahead.costs import CostCurve
 from briton.local.plan import Forward
 from briton.local.scheduler import Policies
@@ -86,7 +86,9 @@ class LocalExecutor:
             if self._dead or self._closing:
                 raise self._dead or EngineDead("the executor is shut down")
             if (num_waiting := self._num_waiting()) >= CALLERS_ROOM * self.info.max_queue_size:
-                raise QueueFull(f"{num_waiting} requests are waiting, which is the limit: try again later")
+                raise QueueFull(
+                    f"{num_waiting} requests are waiting, which is the limit: try again later", code=QUEUE_SIZE
+                )
             self._open[request.request_id] = accepted
             self._inbox.append(accepted)
             self._work.notify()
@@ -126,7 +128,8 @@ class LocalExecutor:
 
     def progress(self) -> StepProgress:
         """See `Executor.progress`."""
-        return StepProgress(self._loop.counters.num_steps, self._loop.expected_s)
+        loop = self._loop
+        return StepProgress(loop.counters.num_steps, loop.expected_s, len(loop.scheduler.running))
 
     def shutdown(self) -> None:
         """See `Executor.shutdown`."""
