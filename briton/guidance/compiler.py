@@ -113,27 +113,32 @@ class GuideCompiler:
             return await self._unchecked.run(lambda: self._grammars.compile({"type": "object"}), callers)
         if spec.kind == "json_schema":
             return await self._checked.run(lambda: self._make_schema(spec.text), callers)
-        if spec.kind == "regex":
-            field, pattern = REGEX_FIELD, regex_pattern(spec.text, self._limits)
-            is_bounded = is_small(pattern)
+        size = len(spec.text) + sum(map(len, spec.choices))
+        if spec.kind == "choice":
+            is_checked, is_bounded = True, size <= self._limits.max_unchecked_bytes
         else:
-            field, pattern = CHOICE_FIELD, choice_pattern(spec.choices, self._limits)
-            is_bounded = sum(map(len, spec.choices)) <= self._limits.max_unchecked_bytes
+            is_checked = is_bounded = is_small(spec.text)
         lane = self._unchecked if is_bounded else self._checked
-        is_checked = is_bounded or spec.kind == "choice"
-        text = "".join(spec.choices) or None
-        guide = await lane.run(lambda: self._make_regex(pattern, field, text, is_checked), callers, len(pattern))
+        guide = await lane.run(lambda: self._make_regex(spec, is_checked), callers, size)
         if self._tables is not None:
+            pattern, field = await asyncio.to_thread(self._pattern, spec)
             self._tables.start(pattern, field, callers, lambda tables: self._cache.put(key, tables))
         return guide
 
     def _make_schema(self, text: str) -> GrammarGuide:
         return self._grammars.compile(self._child.compile("schema", text, SCHEMA_FIELD))
 
-    def _make_regex(self, pattern: str, field: str, text: str | None, is_checked: bool) -> GrammarGuide:
+    def _make_regex(self, spec: GuideSpec, is_checked: bool) -> GrammarGuide:
+        pattern, field = self._pattern(spec)
         if not is_checked:
             self._child.compile("regex", pattern, field)
-        return self._grammars.compile_regex(pattern, field, text)
+        return self._grammars.compile_regex(pattern, field, "".join(spec.choices) or None)
+
+    def _pattern(self, spec: GuideSpec) -> tuple[str, str]:
+        """A regex or choices as one regex, and their field's name."""
+        if spec.kind == "regex":
+            return regex_pattern(spec.text, self._limits), REGEX_FIELD
+        return choice_pattern(spec.choices, self._limits), CHOICE_FIELD
 
     def _check_size(self, spec: GuideSpec) -> None:
         """Refuse what is too long even to be remembered. Characters are at least as many bytes."""

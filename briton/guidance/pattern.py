@@ -58,7 +58,7 @@ def is_small(pattern: str) -> bool:
     """True for a regex that is compiled in milliseconds, whatever it says: it is short, also with its counted
     repetitions written out."""
     repeats = math.prod(max([1, *(int(n) for n in counts if n)]) for counts in _COUNTED.findall(pattern))
-    return len(pattern.encode()) <= _SMALL_BYTES and repeats <= _SMALL_REPEATS
+    return len(pattern.encode(errors="surrogatepass")) <= _SMALL_BYTES and repeats <= _SMALL_REPEATS
 
 
 def _check_text(text: str, field: str) -> None:

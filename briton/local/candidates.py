@@ -47,7 +47,8 @@ def nucleus(mass: Row, top_p: float) -> Ids:
     The maxima of blocks say down to where it should be enough, unless the mass is spread over more tokens than there
     are blocks.
     """
-    target = top_p * float(mass.sum())
+    total = float(mass.sum())
+    target = top_p * total
     ids: Ids | None = None
     candidates, maxima = mass, None
     if len(mass) >= 2 * _NUM_BLOCKS:
@@ -56,9 +57,12 @@ def nucleus(mass: Row, top_p: float) -> Ids:
         if enough < _NUM_BLOCKS - 1:
             ids = np.flatnonzero(mass >= maxima[enough])
             candidates = mass.take(ids)
-            if float(candidates.sum(dtype=np.float64)) < target:
+            in_candidates = float(candidates.sum(dtype=np.float64))
+            if in_candidates < target:
                 ids, candidates = None, mass
-    last, num_equals = _crossing(candidates, target, maxima if ids is None else None)
+            else:
+                total, maxima = in_candidates, None
+    last, num_equals = _crossing(candidates, target, total, maxima)
     kept = np.flatnonzero(candidates > last)
     if num_equals:
         kept = np.concatenate([kept, np.flatnonzero(candidates == last)[:num_equals]])
@@ -71,13 +75,14 @@ def _maxima(row: Row, num_blocks: int) -> Row:
     return maxima
 
 
-def _crossing(values: Row, target: float, maxima: Row | None = None) -> tuple[np.float32, int]:
+def _crossing(values: Row, target: float, total: float, maxima: Row | None) -> tuple[np.float32, int]:
     """Where the sum of `values`, the largest first, reaches `target`: the value there, and how many that are equal to
-    it are needed. The smallest where it is never reached. `maxima` are of its blocks, descending.
+    it are needed. The smallest where it is never reached. `total` is about the sum of all;
+    `maxima` are of its blocks, descending.
 
     Sums are float64, which is exact for float32 of like size, so that their order says nothing.
     """
-    taken, total = 0.0, float(values.sum(dtype=np.float64))  # of what is larger than all `values`; of `values`
+    taken = 0.0  # the sum of what is larger than all `values`
     while len(values) > _FEW:
         sample = np.sort(values[:: len(values) // _NUM_SAMPLED])[::-1]
         heavy = 0.0  # the sum of the largest, which a sample would miss

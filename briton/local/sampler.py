@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from briton.engine.types import SamplingParams, TokenLogprob
 from briton.errors import BritonError
+from briton.guidance.guide import Guide
 from briton.local.candidates import nucleus, top_ids
 from briton.local.penalties import PenaltyState
 from briton.local.sequence import SequenceState
 
 Row = NDArray[np.float32]  # [vocab]
+Mask = NDArray[np.int32]  # [ceil(vocab / 32)]: which tokens a guide allows
 
 
 class Sampled(NamedTuple):
@@ -59,19 +61,25 @@ class Sampler:
     def __init__(self, vocab_size: int, stop_token_ids: Sequence[int]) -> None:
         self._vocab_size = vocab_size
         self._stop_token_ids = list(stop_token_ids)
-        self._mask_row = np.empty((vocab_size + 31) // 32, np.int32)
 
-    def sample(self, logits: StepLogits, row: int, sequence: SequenceState) -> Sampled:
+    def sample(
+        self, logits: StepLogits, row: int, sequence: SequenceState, mask: Mask | Exception | None = None
+    ) -> Sampled:
         """The next token of a sequence whose last token's logits are `row`. Raises what ends the sequence's request
-        alone."""
-        if _is_plain(sequence):
+        alone.
+
+        `mask` is what its guide gave for this token, where it was asked already. For any thread: one for a sequence.
+        """
+        if isinstance(mask, Exception):
+            raise mask
+        if is_plain(sequence):
             token_id = logits.argmax(row)
             if not math.isfinite(logits[row][token_id]):
                 raise _no_logit_is_finite()
             return Sampled(token_id)
-        return self._sample_row(logits[row], sequence)
+        return self._sample_row(logits[row], sequence, mask)
 
-    def _sample_row(self, row: Row, sequence: SequenceState) -> Sampled:
+    def _sample_row(self, row: Row, sequence: SequenceState, mask: Mask | None) -> Sampled:
         sampling = sequence.sampling
         edits = _Edits(row)
         self._edit(edits, sequence)
@@ -80,7 +88,7 @@ class Sampler:
             raise _no_logit_is_finite()
         final = row
         if sequence.guide is not None:
-            final = self._masked(row, sequence)
+            final = self._masked(row, sequence.guide, mask)
             peak = final.max()
         token_id = int(final.argmax()) if sampling.temperature == 0 else draw(final, sampling, sequence.rng, peak)
         if sequence.guide is not None and not sequence.guide.advance([token_id]):
@@ -110,11 +118,12 @@ class Sampler:
             edits.forbid(self._stop_token_ids)
             edits.forbid(sampling.stop_token_ids)
 
-    def _masked(self, row: Row, sequence: SequenceState) -> Row:
+    def _masked(self, row: Row, guide: Guide, mask: Mask | None) -> Row:
         """The row with what the guide forbids at -inf. The guide outranks min_tokens and bad words."""
-        assert sequence.guide is not None
-        sequence.guide.fill_bitmask(self._mask_row)
-        allowed = np.unpackbits(self._mask_row.view(np.uint8), bitorder="little")[: self._vocab_size].view(np.bool_)
+        if mask is None:
+            mask = np.empty((self._vocab_size + 31) // 32, np.int32)
+            guide.fill_bitmask(mask)
+        allowed = np.unpackbits(mask.view(np.uint8), bitorder="little")[: self._vocab_size].view(np.bool_)
         masked: Row = np.where(allowed, row, np.float32(-np.inf))
         if masked.max() > -np.inf:
             return masked
@@ -195,7 +204,7 @@ def _no_logit_is_finite() -> RuntimeError:
     return RuntimeError("no logit is finite: the model's output is damaged, or every token is forbidden")
 
 
-def _is_plain(sequence: SequenceState) -> bool:
+def is_plain(sequence: SequenceState) -> bool:
     """Greedy, and nothing touches the logits."""
     s = sequence.sampling
     return (

@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from briton.engine.types import FinishReason, ModelInfo, TokenChunk
 from briton.errors import BritonError
 from briton.local.block_manager import BlockManager
+from briton.local.cpus import available_cpus
 from briton.local.lookahead.costs import CostCurve
 from briton.local.lookahead.speculator import Speculator
 from briton.local.output import OutputProcessor
 from briton.local.plan import Forward, ScheduledSequence, StepPlan, step_inputs
-from briton.local.sampler import Sampler, StepLogits
+from briton.local.sampler import StepLogits
 from briton.local.scheduler import Policies, Scheduler, step_shape
 from briton.local.sequence import RequestState, SequenceState
 from briton.local.settings import SchedulerPolicy
-from briton.local.verification import Verified, verify
+from briton.local.step_sampler import StepSampler
+from briton.local.verification import Verified
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ class StepLoop:
         self.speculator = None if costs is None or info.lookahead is None else Speculator(info, costs)
         self.output = OutputProcessor(info.stop_token_ids)
         self.counters = StepCounters()
-        self._sampler = Sampler(info.vocab_size, info.stop_token_ids)
+        self._sampler = StepSampler(info.vocab_size, info.stop_token_ids, available_cpus())
 
     @property
     def has_work(self) -> bool:
@@ -93,6 +95,7 @@ class StepLoop:
         self.expected_s = self.policies.cost.expected(shape)
         inputs = step_inputs(plan)
         self.counters.num_prompt_tokens += sum(_num_prompt_tokens(entry) for entry in plan)
+        self._sampler.prepare(plan)
         dispatched = time.perf_counter()
         logits = forward(inputs)
         computed = time.perf_counter()
@@ -153,7 +156,8 @@ class StepLoop:
         """Update every sequence of the plan, and sample for those that caught up with their tokens."""
         row = 0
         due = [entry.samples for entry in plan]  # now: a sequence that a sibling's error ends has no computed tokens
-        for entry, samples in zip(plan, due, strict=True):
+        all_verified = self._sampler.verify(plan, due, logits, self.output)
+        for entry, samples, verified in zip(plan, due, all_verified, strict=True):
             sequence, state = entry.sequence, entry.sequence.request_state
             first_row, row = row, row + (entry.num_rows if samples else 0)
             if state.has_ended:
@@ -161,7 +165,9 @@ class StepLoop:
             if not samples:
                 self.scheduler.update(sequence, entry.num_new_tokens)
                 continue
-            verified = verify(entry, logits, first_row, self._sampler, self.output)
+            if isinstance(verified, Exception):
+                raise verified
+            sequence.finish_reason = verified.finish_reason
             self.scheduler.update(sequence, entry.num_new_tokens + verified.num_in_place, len(verified.sampled))
             if self.speculator is not None:
                 self.speculator.update(entry, verified, logits, first_row)
