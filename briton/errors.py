@@ -43,11 +43,16 @@ class ModelNotFound(BritonError):
     field: str | None = "model"
 
 
+QUEUE_SIZE = "queue_size"
+
+
 @dataclass(eq=False)
 class QueueFull(BritonError):
-    """Too many requests are waiting; nothing was accepted. Worth a retry."""
+    """Too many requests are waiting; nothing was accepted. Worth a retry. With the code QUEUE_SIZE any other request
+    would be refused as well; without, it is this one's own matter: its length, its deadline, its guide."""
 
     retry_after_s: float = 1.0
+    code: str | None = None
 
 
 @dataclass(eq=False)

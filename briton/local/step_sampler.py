@@ -57,8 +57,11 @@ class StepSampler:
         self.wait()
         verified: list[Verified | Exception] = [Verified([], [])] * len(plan)
         first_rows = np.cumsum([0, *(entry.num_rows if is_due else 0 for entry, is_due in zip(plan, due, strict=True))])
-        places = [place for place, is_due in enumerate(due) if is_due]
-        costly = [place for place in places if not is_plain(plan[place].sequence)]
+        plain: list[int] = []
+        costly: list[int] = []
+        for place, is_due in enumerate(due):
+            if is_due:
+                (plain if is_plain(plan[place].sequence) else costly).append(place)
 
         def sample(these: Sequence[int]) -> None:
             for place in these:
@@ -72,7 +75,7 @@ class StepSampler:
         count = min(self._num_threads, len(costly)) if self._vocab_size >= _WIDE else 1
         others = [self._threads.submit(sample, costly[part::count]) for part in range(1, count)]
         sample(costly[::count] if count > 1 else costly)
-        sample([place for place in places if place not in set(costly)])
+        sample(plain)
         for future in others:
             future.result()
         return verified

@@ -18,6 +18,7 @@ from briton.process.child_process import ChildProcess
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.1  # between two questions to a child that is starting
+_PASS_S = 2.0  # what asking all children may take: more is time in which this process itself did not run
 _LAST_GRACE_S = 5.0  # what a child gets to end, when those before it have used up the time to drain
 
 
@@ -43,7 +44,8 @@ class RestartPolicy:
     max_failures: int = 6  # in a row; the next one ends the supervisor
     stable_s: float = 60.0  # ready for so long, and the next death is the first again
     look_s: float = 1.0  # between two questions whether a child that is ready is alive
-    unresponsive_s: float = 10.0  # a child that has not been alive for so long is ended, and started again
+    unresponsive_s: float = 10.0  # a child that has not been alive for so long is ended, and started again,
+    least_misses: int = 3  # after as many questions in a row that it did not answer
 
     def delay_s(self, failures: int) -> float:
         """How long to wait before the restart that follows this many failures in a row."""
@@ -66,19 +68,32 @@ class _Slot:
     process: ChildProcess | None = None
     start_at: float = 0.0
     started_at: float = 0.0
-    waits_since: float = 0.0  # nothing but its own start is waited for
     ready_at: float | None = None  # of this process
     was_ready: bool = False  # of any process of this slot
-    alive_at: float = 0.0  # this process was last seen alive
     look_at: float = 0.0  # it is asked again
+    looked_at: float = 0.0  # it was asked last
+    misses: int = 0  # in a row: questions that it did not answer with yes
+    silent_s: float = 0.0  # since the last yes, or since nothing but its own start is waited for
     failures: int = 0  # in a row
     timed_out: bool = False  # this process was ended, since it was not ready in time
 
     def start(self, now: float, on_exit: Callable[[ChildProcess], None]) -> None:
-        self.started_at = self.waits_since = now
+        self.started_at = now
+        self.forgive(now)
         self.ready_at, self.timed_out = None, False
         self.process = ChildProcess(self.spec.command, on_line=self.spec.on_line, on_exit=on_exit)
         logger.info("%s started, pid %d", self.spec.name, self.process.pid)
+
+    def forgive(self, now: float) -> None:
+        """Count its silence from now on."""
+        self.looked_at, self.misses, self.silent_s = now, 0, 0.0
+
+    def miss(self, now: float, pause_s: float) -> None:
+        """It was asked `pause_s` after the last time, and did not say yes. What this process itself slept through
+        (SIGSTOP, a laptop's lid) is not the child's silence."""
+        self.silent_s += min(now - self.looked_at, pause_s + _PASS_S)
+        self.looked_at = now
+        self.misses += 1
 
 
 class Supervisor:
@@ -136,23 +151,26 @@ class Supervisor:
                 self._look_after(slot, slot.process)
             if not slot.was_ready:
                 for waiting in self._slots[i + 1 :]:
-                    waiting.waits_since = time.monotonic()
+                    waiting.forgive(time.monotonic())
                 return
         if not self._all_ready:
             self._all_ready = True
             self._on_ready()
 
     def _await_ready(self, slot: _Slot, process: ChildProcess) -> None:
+        is_ready = slot.spec.is_ready()
         now = time.monotonic()
-        if slot.spec.is_ready():
-            slot.ready_at = slot.alive_at = time.monotonic()
-            slot.look_at = slot.ready_at + self._policy.look_s
+        if is_ready:
+            slot.forgive(now)
+            slot.ready_at, slot.look_at = now, now + self._policy.look_s
             slot.was_ready = True
-            logger.info("%s is ready after %.1f s", slot.spec.name, slot.ready_at - slot.started_at)
-        elif now - slot.waits_since > self._policy.start_timeout_s:
+            logger.info("%s is ready after %.1f s", slot.spec.name, now - slot.started_at)
+            return
+        slot.miss(now, _POLL_S)
+        if slot.silent_s > self._policy.start_timeout_s:
             logger.error("%s %s: ending it", slot.spec.name, self._too_late())
             slot.timed_out = True
-            slot.waits_since = now  # a process stuck in the kernel: say it again, but not at once
+            slot.forgive(now)  # a process stuck in the kernel: say it again, but not at once
             process.kill()
 
     def _look_after(self, slot: _Slot, process: ChildProcess) -> None:
@@ -161,10 +179,12 @@ class Supervisor:
         now = time.monotonic()
         slot.look_at = now + self._policy.look_s
         if is_alive:
-            slot.alive_at = now
-        elif now - slot.alive_at > self._policy.unresponsive_s:
-            logger.error("%s has not answered for %.0f s: ending it", slot.spec.name, now - slot.alive_at)
-            slot.alive_at = now  # a process stuck in the kernel: say it again, but not at once
+            slot.forgive(now)
+            return
+        slot.miss(now, self._policy.look_s)
+        if slot.misses >= self._policy.least_misses and slot.silent_s > self._policy.unresponsive_s:
+            logger.error("%s has not answered for %.0f s: ending it", slot.spec.name, slot.silent_s)
+            slot.forgive(now)  # a process stuck in the kernel: say it again, but not at once
             process.kill()
 
     def _too_late(self) -> str:

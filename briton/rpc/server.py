@@ -18,7 +18,6 @@ from briton.v1 import engine_pb2_grpc as pb_grpc
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Engine"].full_name
 MAX_MESSAGE_BYTES = 16 * 2**20  # a prompt far over any context is refused by name, not by the transport
-MAX_CONCURRENT_CALLS = 4096  # further ones get RESOURCE_EXHAUSTED; each may bring a message of that size
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # a port in use is an error
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -47,7 +46,7 @@ class EngineServer:
 
     async def start(self) -> None:
         """Listen: every health answer is NOT_SERVING. Raises BritonError when the port cannot be had."""
-        self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS)
+        self._server = grpc.aio.server(options=OPTIONS)  # without a limit of calls: health is always told
         pb_grpc.add_EngineServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
 
 from briton.engine.engine import Engine
-from briton.errors import BritonError, InvalidRequest, Unavailable
+from briton.errors import BritonError, InvalidRequest, QueueFull, Unavailable
 from briton.rpc import statuses as grpc_errors
 from briton.rpc.generate_handler import GenerateHandler
 from briton.rpc.slow_readers import SlowReaders
@@ -20,6 +22,8 @@ from briton.v1.current_request import MAX_REQUEST_ID_LENGTH, current_request
 
 logger = logging.getLogger(__name__)
 
+MAX_OPEN_CALLS = 4096  # of Generate
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -29,7 +33,7 @@ class EngineService(pb_grpc.EngineServicer):
     def __init__(self) -> None:
         self._engine: Engine | None = None
         self._generate_handler: GenerateHandler | None = None
-        self._open_ids: set[str] = set()  # the callers' own
+        self._open_calls = _OpenCalls()
         self.slow_readers = SlowReaders()
 
     def attach(self, engine: Engine, tokenizer: Tokenizer | None = None) -> None:
@@ -41,7 +45,7 @@ class EngineService(pb_grpc.EngineServicer):
         """One request; see the proto. Cancelling the call cancels this coroutine, and leaving `with` the request."""
         current_request.set(request.request_id[:MAX_REQUEST_ID_LENGTH])  # of this call's own task
         try:
-            with _Claim(self._open_ids, request.request_id):
+            with self._open_calls.claim(request.request_id):
                 await self._generate(request, context)
         except BritonError as error:
             logger.debug("request %r ends with %s: %s", request.request_id, type(error).__name__, error)
@@ -84,18 +88,25 @@ def _starting() -> Unavailable:
     return Unavailable("the engine is starting: the model is not loaded yet")
 
 
-class _Claim:
-    """Holds a caller's own request id while its request is open."""
+class _OpenCalls:
+    """The calls of Generate that are open: how many, and their callers' own request ids."""
 
-    def __init__(self, open_ids: set[str], request_id: str) -> None:
-        self._open_ids = open_ids
-        self._request_id = request_id
+    def __init__(self) -> None:
+        self._num = 0
+        self._ids: set[str] = set()
 
-    def __enter__(self) -> None:
-        if self._request_id in self._open_ids:
-            raise InvalidRequest(f"request_id {self._request_id!r} is already open", "request_id")
-        if self._request_id:
-            self._open_ids.add(self._request_id)
-
-    def __exit__(self, *_: object) -> None:
-        self._open_ids.discard(self._request_id)
+    @contextmanager
+    def claim(self, request_id: str) -> Iterator[None]:
+        """A place, and the id unless it is empty, while a call is open. Raises QueueFull and InvalidRequest."""
+        if self._num >= MAX_OPEN_CALLS:
+            raise QueueFull(f"{self._num} calls are open, which is the limit: try again later")
+        if request_id in self._ids:
+            raise InvalidRequest(f"request_id {request_id!r} is already open", "request_id")
+        self._num += 1
+        if request_id:
+            self._ids.add(request_id)
+        try:
+            yield
+        finally:
+            self._num -= 1
+            self._ids.discard(request_id)

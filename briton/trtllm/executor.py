@@ -20,7 +20,7 @@ from briton.engine.types import (
     TokenChunk,
 )
 from briton.engine.validation import check_request
-from briton.errors import EngineDead, QueueFull, Unsupported
+from briton.errors import QUEUE_SIZE, EngineDead, QueueFull, Unsupported
 from briton.trtllm.constraint import Constraint
 from briton.trtllm.library import Library, first_line
 from briton.trtllm.logits import LogitsProcessor
@@ -246,7 +246,10 @@ class TrtllmExecutor:
         """What an exception of enqueue_request means."""
         message = first_line(error)
         if _QUEUE_FULL in message:
-            return QueueFull(f"{self.info.max_queue_size} requests are waiting, which is the limit: try again later")
+            return QueueFull(
+                f"{self.info.max_queue_size} requests are waiting, which is the limit: try again later",
+                code=QUEUE_SIZE,
+            )
         with self._lock:
             if self._dead is not None:
                 return self._dead

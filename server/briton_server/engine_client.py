@@ -9,13 +9,13 @@ from typing import TypeAlias
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from briton.errors import QueueFull, Unavailable
+from briton.errors import QUEUE_SIZE, QueueFull, Unavailable
 from briton.v1 import engine_pb2, engine_pb2_grpc
 from briton_server.engine_errors import error_from_rpc
 
 GenerateCall: TypeAlias = "grpc.aio.UnaryStreamCall[engine_pb2.GenerateRequest, engine_pb2.GenerateResponse]"
 
-FULL_S = 0.1  # a refusal counts for other requests, too: a full queue does not empty sooner
+FULL_S = 0.1  # a full queue is full for other requests, too, and does not empty sooner
 _OPTIONS = (
     ("grpc.enable_http_proxy", 0),  # a proxy variable of the environment is not meant for the engine next door
     ("grpc.use_local_subchannel_pool", 1),
@@ -39,12 +39,12 @@ class EngineClient:
         self._health = health_pb2_grpc.HealthStub(self._channel)
         self._open: set[GenerateCall] = set()
         self._calls_ended = False
-        self._full: QueueFull | None = None  # the engine's last refusal,
+        self._full: QueueFull | None = None  # the engine's last refusal for a full queue,
         self._full_until = 0.0  # which stands until then, by the event loop's clock
 
     def check_room(self) -> None:
-        """Raise QueueFull where the engine has just refused a request: nothing is worth the work of another for
-        FULL_S."""
+        """Raise QueueFull where the engine's queue was full just now: nothing is worth the work of another request for
+        FULL_S. What the engine refuses for a request's own sake says nothing about others."""
         if self._full is not None and asyncio.get_running_loop().time() < self._full_until:
             raise self._full
 
@@ -62,7 +62,7 @@ class EngineClient:
                 yield response
         except grpc.aio.AioRpcError as error:
             told = error_from_rpc(error)
-            if isinstance(told, QueueFull):
+            if isinstance(told, QueueFull) and told.code == QUEUE_SIZE:
                 self._full, self._full_until = told, asyncio.get_running_loop().time() + min(FULL_S, told.retry_after_s)
             raise told from error
         except asyncio.CancelledError:

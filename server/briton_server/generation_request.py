@@ -35,7 +35,7 @@ async def receive(
     in a thread when the body is long.
 
     `check` refuses what is wrong with several fields together. Raises Unavailable while the engine does not serve,
-    QueueFull where it has just refused a request, InvalidRequest, Unsupported and ModelNotFound.
+    QueueFull where its queue was full just now, InvalidRequest, Unsupported and ModelNotFound.
     """
     gateway = gateway_of(request)
     gateway.readiness.require()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ import pytest
 
 from briton.engine.executor import Executor
 from briton.engine.types import FinishReason
+from briton.guidance.automaton import AutomatonGuide
 from briton.guidance.compiler import GuideCompiler
-from briton.guidance.guide import GuideSpec
+from briton.guidance.guide import Guide, GuideSpec
 from briton.process.executors import create_executor
 from briton.text.tokenizer import Tokenizer
 from tests.gpu.conftest import MakeEngine
@@ -40,13 +42,25 @@ def served(make_engine: MakeEngine) -> Iterator[tuple[Executor, Tokenizer, Guide
         stop_token_ids=executor.info.stop_token_ids,
         encode=tokenizer.encode,
         tokenizer_hash=tokenizer.hash,
+        mask_tables=True,
     )
     yield executor, tokenizer, compiler
     compiler.close()
     executor.shutdown()
 
 
-async def test_guided_answers_in_one_batch(served: tuple[Executor, Tokenizer, GuideCompiler]) -> None:
+async def _with_tables(compiler: GuideCompiler, spec: GuideSpec) -> Guide:
+    """The guide whose masks stay on the device: it comes behind the first request's."""
+    for _ in range(600):
+        guide = await compiler.compile(spec)
+        if isinstance(guide, AutomatonGuide):
+            return guide
+        await asyncio.sleep(0.1)
+    raise AssertionError("no tables came")
+
+
+@pytest.mark.parametrize("tables", [False, True])
+async def test_guided_answers_in_one_batch(served: tuple[Executor, Tokenizer, GuideCompiler], tables: bool) -> None:
     executor, tokenizer, compiler = served
     specs = [
         GuideSpec("json_schema", json.dumps(SCHEMA)),
@@ -55,7 +69,11 @@ async def test_guided_answers_in_one_batch(served: tuple[Executor, Tokenizer, Gu
     ] * 4
     runner, prompt = RequestRunner(executor), tokenizer.encode("Describe the city of Paris:")
     free = runner.run(prompt, max_tokens=32).tokens()
-    guided = [runner.submit(prompt, guide=await compiler.compile(spec), max_tokens=200) for spec in specs]
+    guides = [
+        await (_with_tables(compiler, spec) if tables and spec.kind != "json_schema" else compiler.compile(spec))
+        for spec in specs
+    ]
+    guided = [runner.submit(prompt, guide=guide, max_tokens=200) for guide in guides]
     beside = runner.submit(prompt, max_tokens=32)
     runner.finish()
     for spec, result in zip(specs, guided, strict=True):

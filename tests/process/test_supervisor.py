@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import signal
 import sys
@@ -157,6 +158,61 @@ def test_a_child_that_answers_no_more_is_started_again(harness: Harness) -> None
     wait_until(lambda: not is_running(pid))
     is_alive.touch()
     wait_until(lambda: harness.pid("engine") != pid)
+    harness.stop()
+    assert harness.wait() == 0
+
+
+class SteppedClock:
+    """The monotonic clock, set forward by `slept_s`: what a process sees that was stopped for so long."""
+
+    def __init__(self) -> None:
+        self.slept_s = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.slept_s
+
+
+def test_the_supervisors_own_sleep_is_not_a_childs_silence(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A supervisor that was stopped for 13 s ended a healthy engine at the first question that it did not answer."""
+    clock = SteppedClock()
+    monkeypatch.setattr("briton.process.supervisor.time", clock)
+    spec, is_alive = harness.spec("engine"), harness.directory / "engine.alive"
+    is_alive.touch()
+    harness.start(replace(spec, is_alive=is_alive.exists), policy=replace(QUICK, look_s=0.05, unresponsive_s=10))
+    wait_until(lambda: harness.num_ready)
+    pid = harness.pid("engine")
+    is_alive.unlink()
+    for _ in range(3):
+        clock.slept_s += 13
+        time.sleep(0.2)
+    is_alive.touch()
+    time.sleep(0.2)
+    assert is_running(pid)
+    harness.stop()
+    assert harness.wait() == 0
+
+
+def test_the_supervisors_own_sleep_is_not_a_late_start(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SteppedClock()
+    monkeypatch.setattr("briton.process.supervisor.time", clock)
+    harness.start(harness.spec("engine", "unready"), policy=replace(QUICK, start_timeout_s=10.0))
+    wait_until(lambda: harness.events())
+    clock.slept_s += 3600
+    time.sleep(0.3)
+    (harness.directory / "engine.ready").touch()
+    wait_until(lambda: harness.num_ready)
+    harness.stop()
+    assert harness.wait() == 0
+
+
+def test_one_question_without_an_answer_ends_nobody(harness: Harness) -> None:
+    answers = itertools.cycle((False, False, True))
+    spec = replace(harness.spec("engine"), is_alive=lambda: next(answers))
+    harness.start(spec, policy=replace(QUICK, look_s=0.02, unresponsive_s=0.01))
+    wait_until(lambda: harness.num_ready)
+    pid = harness.pid("engine")
+    time.sleep(0.5)
+    assert is_running(pid)
     harness.stop()
     assert harness.wait() == 0
 

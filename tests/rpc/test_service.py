@@ -487,6 +487,30 @@ async def test_a_full_queue_says_when_to_come_back() -> None:
             call.cancel()
 
 
+async def test_health_is_told_however_many_calls_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit of all calls counted those of the health service: who watched it had a healthy engine ended."""
+    monkeypatch.setattr("briton.rpc.service.MAX_OPEN_CALLS", 2)
+    async with run_fake_engine(FakeExecutor(step_s=0.01)) as running:
+        health = health_pb2_grpc.HealthStub(running.channel)
+        watching = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(5)]
+        assert [(await call.read()).status for call in watching] == [SERVING] * 5
+        calls = [running.stub.Generate(ask([i], sampling={"max_tokens": 1000})) for i in range(2)]
+        await until(lambda: running.engine.num_open == 2)
+        error = await refusal(running.stub, ask([9]))
+        assert (error.code(), error.details()) == (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "2 calls are open, which is the limit: try again later",
+        )
+        assert detail(error, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() > 0
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status == SERVING
+        assert (await running.stub.GetStats(pb.GetStatsRequest())).num_running >= 0
+        calls[0].cancel()
+        await until(lambda: running.engine.num_open == 1)
+        assert token_ids(await responses(running.stub, ask([9])))
+        for call in (*watching, calls[1]):
+            call.cancel()
+
+
 async def test_a_failing_sequence_is_a_status(tokenizer: Tokenizer) -> None:
     """A bug is told as such, and not what it was."""
     executor = FakeExecutor(script=lambda request, index: KeyError("secret") if request.priority else None)

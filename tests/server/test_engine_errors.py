@@ -20,6 +20,7 @@ from openai import AsyncOpenAI
 
 from briton.errors import (
     ERROR_TABLE,
+    QUEUE_SIZE,
     BritonError,
     DeadlineExceeded,
     EngineDead,
@@ -74,10 +75,7 @@ RETRY_AFTER = {"the queue is full": ("3", "3000"), "draining": ("1", "200"), "it
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_error_before_the_first_token_has_its_status(
-    tokenizer_dir: Path, stream: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("briton_server.engine_client.FULL_S", 0.0)
+async def test_an_error_before_the_first_token_has_its_status(tokenizer_dir: Path, stream: bool) -> None:
     engine = ScriptedEngine(waits)
     async with serve(engine, tokenizer_dir) as running:
         for error, status, param, kind in ERRORS:
@@ -95,7 +93,7 @@ async def test_an_error_before_the_first_token_has_its_status(
 
 async def test_a_full_engine_is_not_asked_again_at_once(tokenizer_dir: Path) -> None:
     """Under overload templates were rendered and prompts tokenized for requests that got 429 after all."""
-    engine = ScriptedEngine(fails(QueueFull("the queue is full", retry_after_s=3)))
+    engine = ScriptedEngine(fails(QueueFull("the queue is full", retry_after_s=3, code=QUEUE_SIZE)))
     async with serve(engine, tokenizer_dir) as running:
         answers = [await running.post("/v1/chat/completions", BODY) for _ in range(5)]
         assert {answer.status_code for answer in answers} == {429}
@@ -106,6 +104,15 @@ async def test_a_full_engine_is_not_asked_again_at_once(tokenizer_dir: Path) -> 
         await asyncio.sleep(0.15)
         assert (await running.post("/v1/chat/completions", BODY)).status_code == 200
         assert len(engine.requests) == asked + 1
+
+
+async def test_what_is_refused_for_its_own_sake_shuts_nobody_out(tokenizer_dir: Path) -> None:
+    """One request whose deadline was too short, or whose guide had to wait, had all others refused for 0.1 s."""
+    engine = ScriptedEngine(fails(QueueFull("the request would wait for longer than its 0.1 s", retry_after_s=3)))
+    async with serve(engine, tokenizer_dir) as running:
+        assert (await running.post("/v1/chat/completions", BODY)).status_code == 429
+        engine.generate = says("yes")
+        assert (await running.post("/v1/chat/completions", BODY)).status_code == 200
 
 
 async def test_the_official_client_sees_an_error_in_the_middle_of_a_stream(

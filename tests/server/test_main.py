@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import sys
@@ -97,7 +98,8 @@ async def test_sigterm_drains(tmp_path: Path, tokenizer_dir: Path) -> None:
         assert (await client.get("/live")).status_code == 200
         assert (await client.post("/v1/chat/completions", json=body)).status_code == 503
         response = await open_stream
-        assert response.text.count('"content":"x"') == 60
+        told = re.findall(r'"content":"(x*)"', response.text)  # one of several tokens where this machine is slow
+        assert "".join(told) == "x" * 60
         assert response.text.endswith("data: [DONE]\n\n")
         code, errors = await ended(running)
     assert code == 0

@@ -15,7 +15,7 @@ import pytest
 from briton.engine.engine import Engine, EngineState
 from briton.engine.types import FinishReason, SamplingParams
 from briton.engine.watchdog import StallLimits
-from briton.errors import BritonError, DeadlineExceeded, EngineDead, InvalidRequest, QueueFull, Unsupported
+from briton.errors import QUEUE_SIZE, BritonError, DeadlineExceeded, EngineDead, InvalidRequest, QueueFull, Unsupported
 from briton.trtllm import executor as executor_module
 from briton.trtllm.executor import TrtllmExecutor
 from tests.request_runner import RequestRunner
@@ -161,6 +161,7 @@ def test_the_librarys_full_queue_is_queue_full(tmp_path: Path) -> None:
         except QueueFull as error:
             refusals.append(error)
     assert "1 requests are waiting, which is the limit" in refusals[0].message
+    assert refusals[0].code == QUEUE_SIZE
     accepted = len(broken.runner.results)
     assert accepted + len(refusals) == 5
     assert broken.executor.stats().num_requests == accepted
