@@ -129,6 +129,7 @@ class Engine:
         self._pump_thread.start()
         is_over = self._died.is_set
         self._watchdog = self._loop.create_task(watch(self, self._stall, is_over))
+        self._watchdog.add_done_callback(self._on_watchdog_end)
 
     def admit(self, demand: Demand, *, priority: int = 0) -> Admission:
         """Ask for a place, before any work is done for the request; its deadline counts from now.
@@ -441,6 +442,12 @@ class Engine:
         """Given up."""
         self.give_up(f"the executor has made no progress for {stalled_s:.1f} s")
 
+    def _on_watchdog_end(self, watchdog: asyncio.Task[None]) -> None:
+        """An executor that nobody watches could hang for ever, and look healthy."""
+        if not watchdog.cancelled() and (error := watchdog.exception()) is not None:
+            logger.error("the watchdog failed", exc_info=error)
+            self.give_up(f"the watchdog failed: {error}")
+
     def give_up(self, reason: str) -> None:
         """End every open request with EngineDead: the executor's threads may never return."""
         self.hung = True
@@ -450,4 +457,7 @@ class Engine:
         if state is not self.state:
             self.state = state
             for listener in self.on_state:
-                listener(state)
+                try:
+                    listener(state)
+                except Exception:  # a bug of the listener's: what the engine does must not depend on it
+                    logger.exception("a listener to the engine's state failed")
