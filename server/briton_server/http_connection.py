@@ -18,13 +18,15 @@ class ServerConnection(h11.Connection):
     """One connection of a client. `refusal` is the error that ended it: its hint is the status to answer with.
 
     The head of a request is bounded exactly, however its bytes arrive; one that is offered an upgrade is read as any
-    other. The head of an answer says `connection: close` when the request's body has not been read to its end.
+    other. The head of an answer says `connection: close` when the request's body has not been read to its end,
+    and when `is_answered_last` was set.
     """
 
     def __init__(self) -> None:
         """For the server's side."""
         super().__init__(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self.refusal: h11.RemoteProtocolError | None = None
+        self.is_answered_last = False  # the answer that is to come, or under way, ends the connection
         self._num_checked = 0  # bytes of the head that is coming in, found in order
 
     @property
@@ -34,8 +36,8 @@ class ServerConnection(h11.Connection):
 
     @property
     def client_may_send(self) -> bool:
-        """Whether the client is in the middle of a request: of one that was refused too."""
-        return self.refusal is not None or self.their_state is h11.SEND_BODY
+        """Whether the client is in the middle of a request, of one that was refused or will not be looked at too."""
+        return self.refusal is not None or self.is_answered_last or self.their_state is h11.SEND_BODY
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         """The next event, as h11 gives it. Raises h11.RemoteProtocolError, which `refusal` keeps."""
@@ -55,7 +57,7 @@ class ServerConnection(h11.Connection):
 
     def send(self, event: h11.Event) -> bytes | None:  # type: ignore[override]
         """The event's bytes."""
-        if isinstance(event, h11.Response) and self.their_state is h11.SEND_BODY:
+        if isinstance(event, h11.Response) and (self.is_answered_last or self.their_state is h11.SEND_BODY):
             event = h11.Response(
                 status_code=event.status_code,
                 headers=[*event.headers, (b"connection", b"close")],

@@ -20,7 +20,8 @@ from briton_server.http_transport import ClosingTransport
 HEADER_TIMEOUT_S = 30.0  # from the connection, or the first byte of a later request, to the end of its head
 SEND_TIMEOUT_S = 30.0  # for a client to read from a full send buffer
 RESERVED_CONNECTIONS = 64  # beyond the limit, for whoever asks /live and /ready, and to say 503 to others
-MAX_PIPELINED_BYTES = 64 * 1024  # received ahead of their turn; more stays in the kernel
+MAX_PIPELINED_BYTES = 64 * 1024  # received ahead of their turn; who sends more gets the answer under way, and no other
+MAX_DISCARDED_BYTES = 16 * 1024**2  # of what is beyond that, before the connection is ended at once
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class GatewayProtocol(H11Protocol):
         self._max_connections = max_connections
         self.header_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
+        self._num_discarded = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock, and say whether the connection is one too many."""
@@ -65,6 +67,12 @@ class GatewayProtocol(H11Protocol):
         """Feed the parser, unless the connection is ending."""
         if self.transport.is_closing() or self.conn.their_state in (h11.MUST_CLOSE, h11.CLOSED):
             return  # RFC 9112, 9.6: nothing after a request that was announced as the last one is looked at
+        if self.conn.is_answered_last:
+            self._num_discarded += len(data)
+            if self._num_discarded > MAX_DISCARDED_BYTES:
+                logger.warning("a client sent %d bytes ahead: its connection is ended", self._num_discarded)
+                self.transport.abort()
+            return
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
             self._start_header_timer()
@@ -76,9 +84,13 @@ class GatewayProtocol(H11Protocol):
             self._stop_header_timer()
         elif self.conn.num_buffered:
             self._start_header_timer()
-        is_ahead = self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
-        if is_ahead and self.conn.num_buffered <= MAX_PIPELINED_BYTES and not self.transport.is_closing():
-            self.flow.resume_reading()  # who does not read does not learn that the client left
+        if self.conn.their_state in (h11.IDLE, h11.SEND_BODY) or self.transport.is_closing():
+            return
+        if self.conn.their_state is h11.DONE and self.conn.num_buffered > MAX_PIPELINED_BYTES:
+            # RFC 9112, 9.3.2 and 9.6: what was not answered before the close, the client may send again.
+            self.conn.is_answered_last = True
+            self.cycle.keep_alive = False
+        self.flow.resume_reading()  # who does not read does not learn that the client left
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request with the status that fits, if no answer is under way, and close."""

@@ -226,6 +226,54 @@ async def test_a_client_that_leaves_with_requests_in_the_pipeline(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+@pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
+@pytest.mark.parametrize("num_bytes", [70_000, 1_000_000])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_with_much_in_the_pipeline(
+    serve: Serve, stream: bool, num_bytes: int, reset: bool
+) -> None:
+    """Nobody read what was beyond 64 KiB ahead, so nobody came to its end, and the request ran to its own."""
+    executor = FakeExecutor(FAKE_INFO, step_s=0.02)
+    async with serve(executor) as running:
+        endless = {**ENDLESS, "n": 1, "stream": stream}
+        async with connect(running) as connection:
+            await connection.send(post("/v1/completions", **endless))
+            await until(lambda: bool(executor.open_requests()))
+            await connection.send((REQUEST * (num_bytes // len(REQUEST) + 1))[:num_bytes], pause_s=0.1)
+            assert executor.cancelled == []
+            if reset:
+                connection.reset()
+        await until(lambda: bool(executor.cancelled) and executor.open_requests() == [])
+        await until(lambda: running.gateway.readiness.num_open == 0)
+        assert len(executor.submitted) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_sends_too_much_ahead_gets_one_answer(serve: Serve, stream: bool) -> None:
+    """The whole answer that is under way, and the end of the connection: the rest is not looked at."""
+    executor = FakeExecutor(FAKE_INFO, step_s=0.02)
+    async with serve(executor) as running, connect(running) as connection:
+        await connection.send(post("/v1/completions", prompt="hi", max_tokens=16, stream=stream) + REQUEST * 2000)
+        received = await connection.rest()
+        assert received.startswith(b"HTTP/1.1 200")
+        assert received.count(b"HTTP/1.1 ") == 1
+        assert b"\r\nconnection: close\r\n" in received.lower()
+        assert received.endswith(b"0\r\n\r\n" if stream else b"}")
+        assert len(executor.submitted) == 1
+
+
+async def test_who_sends_without_end_is_cut_off(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "MAX_DISCARDED_BYTES", 100_000)
+    executor = FakeExecutor(FAKE_INFO, step_s=0.02)
+    async with serve(executor) as running, connect(running) as connection:
+        await connection.send(post("/v1/completions", **{**ENDLESS, "n": 1}))
+        await until(lambda: bool(executor.open_requests()))
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                await connection.send(REQUEST * 100, pause_s=0.01)
+        await until(lambda: bool(executor.cancelled) and executor.open_requests() == [])
+
+
 async def test_a_connection_without_a_request_is_kept_for_a_while(
     serve: Serve, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
