@@ -25,6 +25,7 @@ class ServerConnection(h11.Connection):
         """For the server's side."""
         super().__init__(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self.refusal: h11.RemoteProtocolError | None = None
+        self._num_checked = 0  # bytes of the head that is coming in, found in order
 
     @property
     def num_buffered(self) -> int:
@@ -44,7 +45,10 @@ class ServerConnection(h11.Connection):
             if not self._check_head():
                 return h11.NEED_DATA
             event = super().next_event()
-            return _checked_request(event) if isinstance(event, h11.Request) else event
+            if not isinstance(event, h11.Request):
+                return event
+            self._num_checked = 0
+            return _checked_request(event)
         except h11.RemoteProtocolError as error:
             self.refusal = error
             raise
@@ -61,23 +65,26 @@ class ServerConnection(h11.Connection):
         return super().send(event)
 
     def _check_head(self) -> bool:
-        """Skip empty lines before a head, and refuse one that is too long or doubtful; False: nothing of it is here."""
-        buffer = self._receive_buffer
-        received = bytes(buffer)
-        head = received.lstrip(b"\r\n")
-        if blank := len(received) - len(head):
-            buffer.maybe_extract_at_most(blank)  # RFC 9112, 2.2: they are to be ignored
-        if not head:
+        """Skip empty lines before a head, and refuse one that is too long or doubtful; False: nothing of it is here.
+
+        Each byte is looked at once, however many segments it comes in: a head of one-byte segments would otherwise
+        take the event loop for as long as all its beginnings together. (h11's own search goes on where it stopped.)
+        """
+        received = self._receive_buffer._data  # bytes(self._receive_buffer) is a copy of all of it
+        if received.startswith((b"\r", b"\n")):  # RFC 9112, 2.2: empty lines are to be ignored
+            self._receive_buffer.maybe_extract_at_most(len(received) - len(received.lstrip(b"\r\n")))
+        if not received:
             return False
-        end = head.find(b"\r\n\r\n")
-        if end >= 0:
-            head = head[: end + 4]
-        if len(head) > MAX_HEAD_BYTES:
+        # What is sought may have begun in what was looked at before: the end of a head, or a doubtful line.
+        end = received.find(b"\r\n\r\n", max(0, self._num_checked - 3))
+        size = end + 4 if end >= 0 else len(received)
+        if size > MAX_HEAD_BYTES:
             raise h11.RemoteProtocolError(
                 f"the request's head is larger than the limit of {MAX_HEAD_BYTES} bytes", error_status_hint=431
             )
-        if _DOUBTFUL_LINE.search(head) is not None:
+        if _DOUBTFUL_LINE.search(received, max(0, self._num_checked - 2), size) is not None:
             raise h11.RemoteProtocolError("each line of the request's head must end in CRLF and hold a whole field")
+        self._num_checked = size
         return True
 
 
