@@ -106,10 +106,10 @@ class BritonSection(_Strict):
     """The engine's port; 0 takes a free one. `--grpc-port` wins."""
     max_queue_size: _Count = 256
     """Requests that may wait; the next one gets 429."""
-    max_priority: Annotated[int, Field(ge=0, le=2**31 - 1)] = 100
+    max_priority: Annotated[int, Field(ge=0, le=2**31 - 1)] = 20
     """No request counts as more important than this, whatever it asks for."""
     priority_aging_s: _Seconds = 10.0
-    """A request that waits so long counts as one step of priority more."""
+    """A request that waits so long counts as one step of priority more, up to the highest that anybody has."""
     max_connections: _Count = 4096
     """HTTP connections that may be open; what comes on others gets 503, but for `/live` and `/ready`."""
     max_body_bytes: _Count = 4 * 1024**2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from briton.engine.step_cost import StepCost, StepShape
 
+PROMPT_SHARE = 1 / 3  # of a step's time is theirs where the streams alone take all that they should
 MIN_CHUNK = 16  # tokens of a prompt that a step computes in any case: whoever waits for its first token gets on
 
 
@@ -19,4 +20,6 @@ def prompt_tokens(cost: StepCost, decoding: StepShape, num_past: int, *, target_
     """
     if target_s is None or decoding.num_tokens == 0:
         return most
-    return max(min(MIN_CHUNK, most), cost.tokens_within(target_s, decoding, num_past, most))
+    alone_s = cost.expected(decoding)
+    seconds = target_s if alone_s is None else max(target_s, alone_s / (1 - PROMPT_SHARE))
+    return max(min(MIN_CHUNK, most), cost.tokens_within(seconds, decoding, num_past, most))

@@ -106,6 +106,7 @@ class Engine:
         self._ledger = Ledger()
         self._capacity = Capacity.of(self.info)
         self._lengths = OutputLengths()
+        self._num_running = 0  # sequences, by the executor's last word
         self._streams: dict[int, RequestStream] = {}
         self._ids = itertools.count(1)
         self._stopping = False  # the end is wanted
@@ -128,8 +129,9 @@ class Engine:
         self._pump_thread.start()
         is_over = self._died.is_set
         self._watchdog = self._loop.create_task(watch(self, self._stall, is_over))
+        self._watchdog.add_done_callback(self._on_watchdog_end)
 
-    def admit(self, demand: Demand, *, caller: str = "", priority: int = 0) -> Admission:
+    def admit(self, demand: Demand, *, priority: int = 0) -> Admission:
         """Ask for a place, before any work is done for the request; its deadline counts from now.
 
         Raises QueueFull, with the expected wait, Unavailable, or DeadlineExceeded.
@@ -139,7 +141,11 @@ class Engine:
         timeout_s = min(limits, default=None)
         if timeout_s is not None and timeout_s <= 0:
             raise DeadlineExceeded(f"the request was not started within {timeout_s:.3g} s")
-        admit(demand._replace(timeout_s=timeout_s), self._ledger, self._capacity, self._executor.cost, self._lengths)
+        limit = demand.max_output_tokens
+        demand = demand._replace(
+            timeout_s=timeout_s, max_output_tokens=None if limit is None else min(limit, self.info.max_seq_len)
+        )
+        admit(demand, self._ledger, self._capacity, self._executor.cost, self._lengths, self._num_running)
         now = self._loop.time()
         entry = LedgerEntry(
             next(self._ids),
@@ -148,7 +154,7 @@ class Engine:
             num_sequences=demand.num_sequences,
             max_output_tokens=demand.max_output_tokens or self.info.max_seq_len,
             has_limit=demand.max_output_tokens is not None,
-            caller=caller,
+            caller=demand.caller,
             priority=priority,
             timeout_s=timeout_s,
         )
@@ -185,8 +191,8 @@ class Engine:
         self._check_accepting()
         if admission is None:
             limit = sampling.max_tokens if has_limit else None
-            demand = Demand(len(prompt_token_ids), sampling.n, limit, timeout_s)
-            admission = self.admit(demand, caller=caller, priority=priority)
+            demand = Demand(len(prompt_token_ids), sampling.n, limit, timeout_s, caller)
+            admission = self.admit(demand, priority=priority)
         with admission:
             return await self._submit(
                 admission,
@@ -209,7 +215,8 @@ class Engine:
     async def _submit(self, admission: Admission, request: GenerationRequest, guide: GuideSpec | None) -> RequestStream:
         entry = admission.entry
         entry.num_prompt_tokens = len(request.prompt_token_ids)
-        entry.max_output_tokens, entry.num_sequences = request.sampling.max_tokens, request.sampling.n
+        room = max(1, self.info.max_seq_len - entry.num_prompt_tokens)
+        entry.max_output_tokens, entry.num_sequences = min(request.sampling.max_tokens, room), request.sampling.n
         if guide is not None:
             check_request(request, self.info)  # what can never run is not worth a compilation
             request = await self._with_guide(request, guide, entry.deadline)
@@ -378,7 +385,7 @@ class Engine:
 
     def _learn_length(self, final: TokenChunk) -> None:
         entry = self._ledger.get(final.request_id)
-        if entry is not None and not entry.has_limit and final.finish_reason is FinishReason.STOP:
+        if entry is not None and not entry.has_limit and entry.num_output_tokens:
             self._lengths.observe(entry.num_output_tokens // entry.num_sequences)
 
     def _end_early(self, stream: RequestStream, error: Exception, is_final: bool) -> None:
@@ -406,8 +413,14 @@ class Engine:
     # For the watchdog: a hung executor must not look healthy, nor live for ever.
 
     def progress(self) -> StepProgress:
-        """Where the executor stands."""
-        return self._executor.progress()
+        """Where the executor stands. In a thread of the watchdog's."""
+        progress = self._executor.progress()
+        self._num_running = progress.num_running
+        return progress
+
+    def forgive(self, seconds: float) -> None:
+        """This process slept for so long itself."""
+        self._ledger.forgive(seconds)
 
     def longest_cancel_s(self) -> float:
         """How long the executor has left a cancel unanswered, in seconds."""
@@ -429,6 +442,12 @@ class Engine:
         """Given up."""
         self.give_up(f"the executor has made no progress for {stalled_s:.1f} s")
 
+    def _on_watchdog_end(self, watchdog: asyncio.Task[None]) -> None:
+        """An executor that nobody watches could hang for ever, and look healthy."""
+        if not watchdog.cancelled() and (error := watchdog.exception()) is not None:
+            logger.error("the watchdog failed", exc_info=error)
+            self.give_up(f"the watchdog failed: {error}")
+
     def give_up(self, reason: str) -> None:
         """End every open request with EngineDead: the executor's threads may never return."""
         self.hung = True
@@ -438,4 +457,7 @@ class Engine:
         if state is not self.state:
             self.state = state
             for listener in self.on_state:
-                listener(state)
+                try:
+                    listener(state)
+                except Exception:  # a bug of the listener's: what the engine does must not depend on it
+                    logger.exception("a listener to the engine's state failed")

@@ -97,6 +97,12 @@ class Ledger:
         self._cancelled.clear()
         self.num_submitted = 0
 
+    def forgive(self, seconds: float) -> None:
+        """So much of the time since any cancel counts for nothing."""
+        for entry in self._cancelled.values():
+            if entry.cancelled_at is not None:
+                entry.cancelled_at += seconds
+
     @property
     def num_cancelled(self) -> int:
         """Requests that were cancelled and whose end is not confirmed."""

@@ -27,12 +27,15 @@ class Rank(NamedTuple):
 class OrderRules:
     """What the operator decides."""
 
-    max_priority: int = 100  # nobody asks for more
+    max_priority: int = 20  # nobody asks for more
     aging_s: float = 10.0  # of waiting that count as one step of priority
 
-    def level(self, priority: int, waited_s: float) -> int:
-        """Priority as it counts after so many seconds: nobody waits for ever behind those who ask for more."""
-        return min(priority, self.max_priority) + int(max(0.0, waited_s) // self.aging_s)
+    def level(self, priority: int, waited_s: float, highest: int) -> int:
+        """Priority as it counts after so many seconds of waiting: it rises to the `highest` that anybody has, and no
+        further. So nobody waits for ever behind those who ask for more, and among equals waiting decides nothing:
+        fairness does."""
+        own = min(priority, self.max_priority)
+        return max(own, min(own + int(max(0.0, waited_s) // self.aging_s), highest))
 
     def age_key(self, priority: int, arrived_at: float) -> float:
         """Orders one caller's requests as their levels do, at any time: a step of priority is `aging_s` of arrival."""

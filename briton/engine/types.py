@@ -172,6 +172,7 @@ class StepProgress(NamedTuple):
 
     num_steps: int  # made since start
     expected_s: float | None  # what the step it is in, or its next, should take; None: nobody knows yet
+    num_running: int = 0  # sequences
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -42,6 +44,10 @@ class WatchedEngine(Protocol):
         """How long a cancel has gone unanswered."""
         ...
 
+    def forgive(self, seconds: float) -> None:
+        """So much of the time since any cancel counts for nothing."""
+        ...
+
     def progress(self) -> StepProgress:
         """Where the executor stands; called in a thread."""
         ...
@@ -77,9 +83,10 @@ async def watch(engine: WatchedEngine, limits: StallLimits, is_over: Callable[[]
         now = loop.time()
         if (lost := now - slept - look_s) > limits.least_s:
             since += lost
+            engine.forgive(lost)
         slept = now
         if question is None:
-            question = loop.run_in_executor(None, engine.progress)
+            question = _ask(loop, engine.progress)
         await asyncio.wait({question}, timeout=look_s)
         if question.done():
             known = known if question.exception() is not None else question.result()
@@ -96,3 +103,29 @@ async def watch(engine: WatchedEngine, limits: StallLimits, is_over: Callable[[]
             engine.on_stall(stalled_s)
         else:
             engine.on_death(stalled_s)
+
+
+def _ask(loop: asyncio.AbstractEventLoop, progress: Callable[[], StepProgress]) -> asyncio.Future[StepProgress]:
+    """The answer, from a thread of its own: in the loop's pool it might wait behind long prompts, and an answer that
+    never comes would keep one of the pool's threads."""
+    answer: asyncio.Future[StepProgress] = loop.create_future()
+
+    def settle(result: StepProgress | Exception) -> None:
+        if answer.cancelled():
+            return
+        if isinstance(result, Exception):
+            answer.set_exception(result)
+        else:
+            answer.set_result(result)
+
+    def ask() -> None:
+        result: StepProgress | Exception
+        try:
+            result = progress()
+        except Exception as error:
+            result = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, result)
+
+    threading.Thread(target=ask, name="briton-watchdog", daemon=True).start()
+    return answer

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 
+from briton.engine.admission import CALLERS_ROOM
 from briton.engine.types import (
     ExecutorStats,
     FinishReason,
@@ -84,10 +85,9 @@ class LocalExecutor:
         with self._lock:
             if self._dead or self._closing:
                 raise self._dead or EngineDead("the executor is shut down")
-            if self._num_waiting() >= self.info.max_queue_size:
+            if (num_waiting := self._num_waiting()) >= CALLERS_ROOM * self.info.max_queue_size:
                 raise QueueFull(
-                    f"{self.info.max_queue_size} requests are waiting, which is the limit: try again later",
-                    code=QUEUE_SIZE,
+                    f"{num_waiting} requests are waiting, which is the limit: try again later", code=QUEUE_SIZE
                 )
             self._open[request.request_id] = accepted
             self._inbox.append(accepted)
@@ -128,7 +128,8 @@ class LocalExecutor:
 
     def progress(self) -> StepProgress:
         """See `Executor.progress`."""
-        return StepProgress(self._loop.counters.num_steps, self._loop.expected_s)
+        loop = self._loop
+        return StepProgress(loop.counters.num_steps, loop.expected_s, len(loop.scheduler.running))
 
     def shutdown(self) -> None:
         """See `Executor.shutdown`."""
@@ -138,12 +139,11 @@ class LocalExecutor:
         self._thread.join()
 
     def _num_waiting(self) -> int:
-        """Requests that cannot start with the next step: those that the last one left, or more than it has room for."""
+        """Requests that have no slot. What else they wait for is admission's matter, which is asked before
+        (`briton.engine.admission`): this is a bound for who asks it not."""
         scheduler = self._loop.scheduler
         num_unstarted = len(self._inbox) + scheduler.num_waiting_requests
-        if scheduler.num_left_waiting:
-            return num_unstarted
-        return num_unstarted - max(0, self.info.max_batch_size - len(scheduler.running))
+        return num_unstarted - max(0, min(self.info.max_batch_size, self.info.max_num_tokens) - len(scheduler.running))
 
     def _run(self, forward: Forward, close: Callable[[], None] | None) -> None:
         error: EngineDead | None = None

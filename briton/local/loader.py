@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from briton.engine.order import OrderRules
+from briton.engine.step_cost import StepCost, StepShape
 from briton.engine.types import ModelInfo, RankStats
 from briton.engine.validation import check_sampling
 from briton.errors import BuildError, ConfigError, InvalidRequest
 from briton.local.executor import LocalExecutor
 from briton.local.model_runner import ModelRunner
 from briton.local.plan import Forward
+from briton.local.probe import one_sequence
 from briton.local.ranks.steps import LeadingForward, follow
 from briton.local.scheduler import Policies
 from briton.local.settings import BLOCK_SIZE, LocalSettings
@@ -45,6 +48,7 @@ def load_local_executor(
         leading = LeadingForward(communicator, runner.forward, manifest.shards)
         forward, close = leading, leading.close
     runner.warm_up(settings.max_batch_size, forward)
+    cost = learned_cost(forward, min(runner.max_seq_len, runner.num_blocks * BLOCK_SIZE, settings.max_num_tokens))
     kv_cache_tokens = runner.num_blocks * BLOCK_SIZE
     info = ModelInfo(
         model_name=model_name,
@@ -95,12 +99,26 @@ def load_local_executor(
         enable_chunked_context=settings.enable_chunked_context,
         costs=costs,
         policies=Policies(
+            cost,
             rules=OrderRules(settings.max_priority, settings.priority_aging_s),
             target_inter_token_s=settings.target_inter_token_s,
         ),
         close=close,
         rank_stats=rank_stats,
     )
+
+
+def learned_cost(forward: Forward, most: int) -> StepCost:
+    """What steps cost, as far as three of them tell, of at most `most` tokens, in blocks that nobody has yet: enough
+    for the first requests' deadlines and for the watchdog."""
+    cost = StepCost()
+    for num_tokens in (1, 32, 128):
+        size = min(num_tokens, most)
+        forward(one_sequence(size))  # what is prepared at a first step of a size is no part of its cost
+        started = time.perf_counter()
+        forward(one_sequence(size))
+        cost.observe(StepShape(size, 1, size * (size + 1) // 2), time.perf_counter() - started)
+    return cost
 
 
 def follow_local_executor(

@@ -7,6 +7,7 @@ recompute all follow from that rule. Decides only: no model, no chunks, and of t
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +15,6 @@ from briton.engine.budget import prompt_tokens
 from briton.engine.order import CallerCounters, OrderRules, Rank
 from briton.engine.output_lengths import OutputLengths
 from briton.engine.step_cost import StepCost, StepShape
-from briton.engine.types import FinishReason
 from briton.local.block_manager import BlockManager
 from briton.local.draft import Draft
 from briton.local.plan import ScheduledSequence, StepPlan
@@ -60,11 +60,12 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_cached_tokens = 0  # prompt tokens found in the cache, since start
         self.num_waiting_requests = 0  # none of whose sequences was ever started
-        self.num_left_waiting = 0  # of those, what the last step could not start
         self.policies = policies or Policies()
         self._waiting = WaitingQueue(self.policies.rules, self.policies.counters)
         self._num_open: dict[str, int] = {}  # requests of each caller
-        self._max_batch_size = max_batch_size
+        self._priorities: Counter[int] = Counter()  # of open requests, as far as they count
+        self._highest = 0  # priority of all open requests, in this step
+        self._max_batch_size = min(max_batch_size, max_num_tokens)  # each gets a token a step
         self._max_num_tokens = max_num_tokens
         self._guarantees = policy == "guaranteed_no_evict"
         self._chunked = enable_chunked_context
@@ -91,12 +92,16 @@ class Scheduler:
         if caller not in self._num_open:
             self.policies.counters.join(caller, self._num_open)
         self._num_open[caller] = self._num_open.get(caller, 0) + 1
+        self._priorities[self._priority(state)] += 1
         self.num_waiting_requests += 1
         self._waiting.push(state.sequences[0])
 
     def leave(self, state: RequestState) -> None:
         """A request has ended, with all of its sequences."""
-        caller = state.request.caller
+        caller, priority = state.request.caller, self._priority(state)
+        self._priorities[priority] -= 1
+        if not self._priorities[priority]:
+            del self._priorities[priority]
         self._num_open[caller] -= 1
         if self._num_open[caller] == 0:
             del self._num_open[caller]
@@ -105,6 +110,7 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """The next step: who generates first, then prompts in order. Empty only when nothing runs or waits."""
         now = self.policies.clock()
+        self._highest = max(self._priorities, default=0)
         plan: StepPlan = []
         decoding = [s for s in self.running if s.num_output_tokens > 0 and self._missing(s) <= self.blocks.block_size]
         preempted = False
@@ -135,7 +141,6 @@ class Scheduler:
         plan = [entry for entry in plan if entry.sequence.block_table]
         if not preempted:
             self._admit(plan, budget, now)
-        self.num_left_waiting = self.num_waiting_requests
         return plan
 
     def attach_drafts(self, plan: StepPlan, drafts: Sequence[Draft | None]) -> StepPlan:
@@ -160,9 +165,11 @@ class Scheduler:
     def update(self, sequence: SequenceState, num_new_tokens: int, num_output_tokens: int = 0) -> None:
         """Book computed tokens of one scheduled sequence, and what it gave its caller; blocks that only a draft needed
         go back."""
-        left = max(0, sequence.num_prompt_tokens - sequence.num_computed_tokens)
-        self.policies.counters.charge(sequence.request.caller, min(left, num_new_tokens), num_output_tokens)
         sequence.num_computed_tokens += num_new_tokens
+        num_prompt = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
+        new = max(0, num_prompt - sequence.num_charged_tokens)
+        sequence.num_charged_tokens += new
+        self.policies.counters.charge(sequence.request.caller, new, num_output_tokens)
         self.blocks.commit(sequence)
         self.blocks.trim(sequence)
 
@@ -182,8 +189,8 @@ class Scheduler:
         if sequence in self.running:
             self.running.remove(sequence)
             self.blocks.free(sequence)
-            if sequence.finish_reason is FinishReason.STOP and not sequence.request.has_limit:
-                self.policies.lengths.observe(sequence.num_output_tokens)
+            if not sequence.request.has_limit and sequence.num_output_tokens:
+                self.policies.lengths.observe(sequence.num_output_tokens)  # cut by a stop string it is no longer either
         elif self._waiting.remove(sequence) and sequence.request_state.scheduled_at is None:
             self.num_waiting_requests -= 1
 
@@ -235,7 +242,7 @@ class Scheduler:
             return
         unpromised = self.blocks.num_free_blocks - self._reserved()
         while budget > 0 and len(self.running) < self._max_batch_size:
-            sequence = self._waiting.first(now)
+            sequence = self._waiting.first(now, self._highest)
             if sequence is None:
                 return
             matched = self.blocks.match_prefix(sequence)
@@ -249,6 +256,9 @@ class Scheduler:
                 return  # nobody behind it overtakes: no starvation
             self._waiting.remove(sequence)
             self.blocks.take_prefix(sequence, matched)
+            sequence.num_charged_tokens = max(sequence.num_charged_tokens, min(num_cached, sequence.num_prompt_tokens))
+            sequence.started_at = now
+            sequence.served_at_start = self.policies.counters.served(sequence.request.caller)
             self.blocks.extend(sequence, num_cached + count)
             self.running.append(sequence)
             self._note_start(sequence, num_cached)
@@ -306,11 +316,15 @@ class Scheduler:
         return self._chunked or sequence.num_output_tokens > 0
 
     def _rank(self, sequence: SequenceState, now: float) -> Rank:
-        return rank_of(sequence, now, self.policies.rules, self.policies.counters)
+        return rank_of(sequence, now, self._highest, self.policies.rules, self.policies.counters)
+
+    def _priority(self, state: RequestState) -> int:
+        return min(state.request.priority, self.policies.rules.max_priority)
 
     def _preempt(self, sequence: SequenceState) -> None:
         self.running.remove(sequence)
         self.blocks.free(sequence)
+        sequence.started_at = None
         self._waiting.push(sequence)
         self.num_preemptions += 1
 

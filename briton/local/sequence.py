@@ -32,6 +32,9 @@ class SequenceState:
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)  # chained hashes of full blocks of tokens, once asked for
     num_committed_blocks: int = 0  # of block_table, from its start: computed, and known for reuse
+    num_charged_tokens: int = 0  # of the prompt, to its caller: what is computed anew is charged once
+    started_at: float | None = None  # it runs since then, and how much its caller was served till then
+    served_at_start: float = 0.0
     finish_reason: FinishReason | None = None
     penalties: PenaltyState | None = None  # the sampler's
 

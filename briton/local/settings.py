@@ -26,7 +26,7 @@ class LocalSettings:
     max_seq_len: int | None = None
     policy: SchedulerPolicy = "guaranteed_no_evict"
     enable_chunked_context: bool = True
-    max_priority: int = 100
+    max_priority: int = 20
     priority_aging_s: float = 10.0
     target_inter_token_s: float | None = None  # None: steps are as large as pays, whoever waits for a token
     default_max_tokens: int | None = None

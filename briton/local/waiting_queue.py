@@ -55,23 +55,29 @@ class WaitingQueue:
             del self._heaps[caller]
         return True
 
-    def first(self, now: float) -> SequenceState | None:
-        """The one whose turn it is; None when nobody waits."""
+    def first(self, now: float, highest: int) -> SequenceState | None:
+        """The one whose turn it is, where `highest` is the highest priority of all; None when nobody waits."""
         heads = []
         for caller, heap in self._heaps.items():
             while not self._waits(heap[0]):  # never all of a heap: see `remove`
                 heapq.heappop(heap)
                 self._num_stale[caller] -= 1
             heads.append(heap[0][3])
-        return min(heads, key=lambda sequence: rank_of(sequence, now, self._rules, self._counters), default=None)
+        return min(heads, key=lambda s: rank_of(s, now, highest, self._rules, self._counters), default=None)
 
     def _waits(self, entry: _Entry) -> bool:
         return self._entries.get(id(entry[3])) is entry
 
 
-def rank_of(sequence: SequenceState, now: float, rules: OrderRules, counters: CallerCounters) -> Rank:
-    """A sequence's place in the total order: the smallest runs first, the largest gives way first."""
+def rank_of(sequence: SequenceState, now: float, highest: int, rules: OrderRules, counters: CallerCounters) -> Rank:
+    """A sequence's place in the total order: the smallest runs first, the largest gives way first.
+
+    One that runs keeps the place that it started with: what its caller is served meanwhile would else have sequences of
+    different callers stop each other in turns.
+    """
     state = sequence.request_state
     request = state.request
-    level = rules.level(request.priority, now - state.submitted_at)
-    return Rank(-level, counters.served(request.caller), request.request_id, sequence.index)
+    started = sequence.started_at
+    level = rules.level(request.priority, (now if started is None else started) - state.submitted_at, highest)
+    served = counters.served(request.caller) if started is None else sequence.served_at_start
+    return Rank(-level, served, request.request_id, sequence.index)

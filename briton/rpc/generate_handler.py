@@ -51,9 +51,7 @@ class GenerateHandler:
         _at_most("request_id", len(request.request_id), MAX_REQUEST_ID_LENGTH)
         _at_most("cache_salt", len(request.cache_salt), MAX_CACHE_SALT_LENGTH)
         _at_most("caller", len(request.caller), MAX_CALLER_LENGTH)
-        with self._engine.admit(
-            self._demand(request, timeout_s), caller=request.caller or request.cache_salt, priority=request.priority
-        ) as admission:
+        with self._engine.admit(self._demand(request, timeout_s), priority=request.priority) as admission:
             return await self._start(request, admission, lora)
 
     async def _start(
@@ -95,8 +93,10 @@ class GenerateHandler:
         """What a request asks for, before any work is done for it: a text's tokens are guessed."""
         sampling = request.sampling
         num_tokens = len(request.token_ids.ids) or len(request.text) // CHARACTERS_PER_TOKEN
+        num_tokens += len(request.prediction_text) // CHARACTERS_PER_TOKEN
         num_sequences = min(max(1, sampling.n), self._engine.info.max_batch_size)
-        return Demand(num_tokens, num_sequences, sampling.max_tokens or None, timeout_s)
+        caller = request.caller or request.cache_salt
+        return Demand(num_tokens, num_sequences, sampling.max_tokens or None, timeout_s, caller)
 
     async def _prompt(self, request: pb.GenerateRequest) -> tuple[int, ...]:
         """The prompt's token ids, of a length that can run."""

@@ -98,7 +98,8 @@ class StatsBook:
 
     def progress(self) -> StepProgress:
         """Steps, and the mean of their seconds."""
-        return StepProgress(self._num_steps, self._step_ms / 1000 / self._num_steps if self._num_steps else None)
+        mean_s = self._step_ms / 1000 / self._num_steps if self._num_steps else None
+        return StepProgress(self._num_steps, mean_s, self._num_active)
 
     def snapshot(self, host_s: float) -> ExecutorStats:
         """All of it. `host_s` is the time spent in the logits processor: no other host work is told apart."""

@@ -20,7 +20,7 @@ def test_defaults(load_changed: LoadChanged) -> None:
         "http_port": 8000,
         "grpc_port": 50051,
         "max_queue_size": 256,
-        "max_priority": 100,
+        "max_priority": 20,
         "priority_aging_s": 10.0,
         "max_connections": 4096,
         "max_body_bytes": 4 * 1024**2,

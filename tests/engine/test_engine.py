@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from briton.engine.engine import Engine, EngineState
+from briton.engine.ledger import Ledger, LedgerEntry
 from briton.engine.request_stream import RequestStream
 from briton.engine.types import FinishReason, GenerationRequest, SamplingParams, StepProgress, TokenChunk
 from briton.engine.watchdog import StallLimits
@@ -517,6 +518,41 @@ async def test_an_idle_executor_is_healthy() -> None:
     async with running(FakeExecutor(), stall=StallLimits(least_s=0.02, factor=1, give_up_s=0.02)) as engine:
         await asyncio.sleep(0.15)
         assert engine.state is EngineState.SERVING
+
+
+async def test_a_busy_thread_pool_is_no_stall() -> None:
+    """The question where the executor stands waited in the pool behind long prompts, and a working engine was given
+    up."""
+    executor = FakeExecutor(step_s=0.01)
+    async with running(executor, stall=SOON) as engine:
+        states: list[EngineState] = []
+        engine.on_state.append(states.append)
+        busy = [asyncio.ensure_future(asyncio.to_thread(time.sleep, 1.0)) for _ in range(64)]
+        chunks = await collect(await engine.submit(PROMPT, greedy(60), stream=False))
+        assert len(tokens(chunks)) == 60
+        assert states == []
+        await asyncio.gather(*busy)
+
+
+async def test_a_limit_beyond_the_context_reserves_no_more_than_the_context() -> None:
+    """A million max_tokens were booked as a million: 32 of 40 requests were refused beside free slots."""
+    executor = FakeExecutor(replace(FAKE_INFO, max_batch_size=64, max_queue_size=8, kv_cache_tokens=128 * 2048))
+    executor.hang()
+    async with running(executor) as engine:
+        streams = [await engine.submit(PROMPT, greedy(1_000_000)) for _ in range(60)]
+        assert engine.num_open == 60
+        executor.hang(False)
+        for stream in streams:
+            stream.close()
+
+
+def test_time_that_this_process_slept_counts_for_no_cancel() -> None:
+    ledger = Ledger()
+    ledger.open(LedgerEntry(1, 0.0))
+    ledger.submit(1)
+    ledger.cancel(1, 10.0)
+    ledger.forgive(20.0)
+    assert ledger.longest_cancel_s(31.0) == 1.0
 
 
 class _NeverEnds(FakeExecutor):

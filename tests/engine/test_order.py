@@ -11,10 +11,16 @@ RULES = OrderRules(max_priority=10, aging_s=5.0)
 
 
 def test_priority_is_capped_and_ages() -> None:
-    assert RULES.level(2**31 - 1, 0) == 10
-    assert RULES.level(0, 4.9) == 0
-    assert RULES.level(0, 56) > RULES.level(10, 0)
-    assert RULES.level(-3, 0) == -3
+    assert RULES.level(2**31 - 1, 0, 10) == 10
+    assert RULES.level(0, 4.9, 10) == 0
+    assert RULES.level(0, 26, 10) == 5
+    assert RULES.level(0, 1000, 10) == RULES.level(10, 0, 10)
+    assert RULES.level(-3, 0, 10) == -3
+
+
+def test_among_equals_waiting_decides_nothing() -> None:
+    """Whoever had waited for one step of aging more than another went first for ever, whatever its caller had had."""
+    assert RULES.level(0, 1000, 0) == RULES.level(0, 0, 0)
 
 
 def test_one_callers_requests_age_in_a_fixed_order() -> None:
@@ -23,8 +29,8 @@ def test_one_callers_requests_age_in_a_fixed_order() -> None:
     requests = [(random_.randint(-5, 20), random_.uniform(0, 100)) for _ in range(60)]
     for now in (100.0, 137.0, 500.0):
         for one, other in itertools.pairwise(requests):
-            levels = [RULES.level(priority, now - arrived) for priority, arrived in (one, other)]
-            if abs(levels[0] - levels[1]) > 1:
+            levels = [RULES.level(priority, now - arrived, 10) for priority, arrived in (one, other)]
+            if abs(levels[0] - levels[1]) > 1 and max(levels) < 10:
                 assert (levels[0] > levels[1]) == (RULES.age_key(*one) < RULES.age_key(*other))
 
 

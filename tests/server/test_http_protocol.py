@@ -206,15 +206,18 @@ async def test_the_second_head_of_a_connection_has_its_own_time(
         assert await connection.rest() == b""
 
 
-async def test_the_clock_of_a_connection_that_was_lost_is_stopped(
+async def test_the_clock_of_a_head_is_short_and_stops_with_its_connection(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whoever holds connections open without a request takes them from others: a minute is the most."""
     made: list[asyncio.TimerHandle] = []
+    remaining_s: list[float] = []
     start = http_protocol.GatewayProtocol.connection_made
 
     def connection_made(self: http_protocol.GatewayProtocol, transport: asyncio.Transport) -> None:
         start(self, transport)
         assert self.header_timer is not None
+        remaining_s.append(self.header_timer.when() - asyncio.get_running_loop().time())
         made.append(self.header_timer)
 
     monkeypatch.setattr(http_protocol.GatewayProtocol, "connection_made", connection_made)
@@ -226,6 +229,7 @@ async def test_the_clock_of_a_connection_that_was_lost_is_stopped(
         await asyncio.sleep(0.01)
     assert made
     assert made[0].cancelled()
+    assert 5 < remaining_s[0] <= 60, "slow networks need seconds"
 
 
 async def test_a_body_that_never_ends(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> None:
