@@ -481,9 +481,14 @@ async def test_a_watchdog_that_fails_is_the_engines_end(
     executor = FakeExecutor(step_s=0.005)
     async with running(executor, stall=SOON) as engine:
         reading = asyncio.create_task(collect(await engine.submit(PROMPT, greedy(2000))))
-        monkeypatch.setattr(executor, "progress", lambda: "not what was asked for")
+        await until(lambda: engine.num_open == 1)
+
+        def fail() -> float:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(engine, "longest_cancel_s", fail)
         death = await asyncio.wait_for(engine.wait_dead(), 5)
-        assert str(death).startswith("the watchdog failed: 'str' object has no attribute")
+        assert str(death) == "the watchdog failed: a bug"
         with pytest.raises(EngineDead, match="the watchdog failed"):
             await reading
     assert [record.message for record in caplog.records if record.exc_info] == ["the watchdog failed"]
