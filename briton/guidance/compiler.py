@@ -13,8 +13,8 @@ from importlib.metadata import version
 from briton.errors import BritonError, InvalidRequest, Unsupported
 from briton.guidance.automaton import Automaton, AutomatonGuide
 from briton.guidance.cache import SingleFlightCache
-from briton.guidance.compile_lane import CompileLane
 from briton.guidance.compile_process import CompileProcess
+from briton.guidance.compile_queue import CompileQueue
 from briton.guidance.grammar import GrammarCompiler
 from briton.guidance.grammar_guide import GrammarGuide
 from briton.guidance.guide import Guide, GuideSpec
@@ -60,8 +60,8 @@ class GuideCompiler:
         self._vocabulary = Vocabulary(vocabulary, vocab_size=vocab_size, stop_token_ids=stop_token_ids, encode=encode)
         self._grammars = GrammarCompiler(self._vocabulary, self._limits)
         self._child = CompileProcess("grammar", self._vocabulary, self._limits)
-        self._checked = CompileLane("guide-checked", self._limits.compile_wait_s)
-        self._unchecked = CompileLane("guide", self._limits.compile_wait_s)
+        self._checked = CompileQueue("guide-checked", self._limits.compile_wait_s)
+        self._unchecked = CompileQueue("guide", self._limits.compile_wait_s)
         self._callers: dict[bytes, list[str]] = {}  # who wait for a guide
         self._tables = _MaskTables(self._vocabulary, self._limits) if mask_tables else None
         self._versions = {name: version(name) for name in ("llguidance", "outlines-core")}
@@ -118,8 +118,8 @@ class GuideCompiler:
             is_checked, is_bounded = True, size <= self._limits.max_unchecked_bytes
         else:
             is_checked = is_bounded = is_small(spec.text)
-        lane = self._unchecked if is_bounded else self._checked
-        guide = await lane.run(lambda: self._make_regex(spec, is_checked), callers, size)
+        queue = self._unchecked if is_bounded else self._checked
+        guide = await queue.run(lambda: self._make_regex(spec, is_checked), callers, size)
         if self._tables is not None:
             pattern, field = await asyncio.to_thread(self._pattern, spec)
             self._tables.start(pattern, field, callers, lambda tables: self._cache.put(key, tables))
@@ -170,7 +170,7 @@ class _MaskTables:
     def __init__(self, vocabulary: Vocabulary, limits: GuideLimits) -> None:
         self._vocabulary = vocabulary
         self._child = CompileProcess("tables", vocabulary, limits)
-        self._lane = CompileLane("guide-tables", max_wait_s=math.inf)
+        self._lane = CompileQueue("guide-tables", max_wait_s=math.inf)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, pattern: str, field: str, callers: Sequence[str], then: Callable[[AutomatonGuide], None]) -> None:

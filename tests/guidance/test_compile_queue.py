@@ -11,35 +11,35 @@ from collections.abc import Iterator
 import pytest
 
 from briton.errors import QueueFull
-from briton.guidance.compile_lane import CompileLane
+from briton.guidance.compile_queue import CompileQueue
 
 
 @pytest.fixture
-def lane() -> Iterator[CompileLane]:
-    lane = CompileLane("guide", max_wait_s=0.1)
-    yield lane
-    lane.close()
+def compile_queue() -> Iterator[CompileQueue]:
+    compile_queue = CompileQueue("guide", max_wait_s=0.1)
+    yield compile_queue
+    compile_queue.close()
 
 
 @pytest.mark.timing
-async def test_a_turn_that_does_not_come_in_time(lane: CompileLane) -> None:
+async def test_a_turn_that_does_not_come_in_time(compile_queue: CompileQueue) -> None:
     go = threading.Event()
-    first = asyncio.ensure_future(lane.run(go.wait))
+    first = asyncio.ensure_future(compile_queue.run(go.wait))
     await asyncio.sleep(0)
     begin = time.monotonic()
     with pytest.raises(QueueFull, match=r"within 0\.1 s"):
-        await lane.run(lambda: "late")
+        await compile_queue.run(lambda: "late")
     assert time.monotonic() - begin < 2
     go.set()
     assert await first
-    assert await lane.run(lambda: "in time") == "in time"
+    assert await compile_queue.run(lambda: "in time") == "in time"
 
 
-async def test_who_leaves_the_queue_is_not_compiled_for(lane: CompileLane) -> None:
+async def test_who_leaves_the_queue_is_not_compiled_for(compile_queue: CompileQueue) -> None:
     go = threading.Event()
     made: list[int] = []
-    first = asyncio.ensure_future(lane.run(go.wait))
-    waiting = [asyncio.ensure_future(lane.run(functools.partial(made.append, i))) for i in range(3)]
+    first = asyncio.ensure_future(compile_queue.run(go.wait))
+    waiting = [asyncio.ensure_future(compile_queue.run(functools.partial(made.append, i))) for i in range(3)]
     await asyncio.sleep(0.01)
     waiting[1].cancel()
     await asyncio.sleep(0)
@@ -48,13 +48,13 @@ async def test_who_leaves_the_queue_is_not_compiled_for(lane: CompileLane) -> No
     assert made == [0, 2]
 
 
-async def test_an_error_frees_the_turn(lane: CompileLane) -> None:
+async def test_an_error_frees_the_turn(compile_queue: CompileQueue) -> None:
     with pytest.raises(ZeroDivisionError):
-        await lane.run(lambda: 1 / 0)
-    assert await lane.run(lambda: 1) == 1
+        await compile_queue.run(lambda: 1 / 0)
+    assert await compile_queue.run(lambda: 1) == 1
 
 
-async def served(lane: CompileLane, *queued: tuple[str, int, float]) -> list[str]:
+async def served(compile_queue: CompileQueue, *queued: tuple[str, int, float]) -> list[str]:
     """The order in which these (caller, size, seconds) are compiled, all of them queued behind another."""
     order: list[str] = []
     go = threading.Event()
@@ -63,10 +63,10 @@ async def served(lane: CompileLane, *queued: tuple[str, int, float]) -> list[str
         time.sleep(seconds)
         order.append(caller)
 
-    first = asyncio.ensure_future(lane.run(go.wait, ["first"]))
+    first = asyncio.ensure_future(compile_queue.run(go.wait, ["first"]))
     await asyncio.sleep(0)
     waiting = [
-        asyncio.ensure_future(lane.run(functools.partial(make, caller, seconds), [caller], size))
+        asyncio.ensure_future(compile_queue.run(functools.partial(make, caller, seconds), [caller], size))
         for caller, size, seconds in queued
     ]
     await asyncio.sleep(0)
@@ -76,24 +76,24 @@ async def served(lane: CompileLane, *queued: tuple[str, int, float]) -> list[str
 
 
 @pytest.fixture
-def patient() -> Iterator[CompileLane]:
-    lane = CompileLane("guide", max_wait_s=30.0)
-    yield lane
-    lane.close()
+def patient() -> Iterator[CompileQueue]:
+    compile_queue = CompileQueue("guide", max_wait_s=30.0)
+    yield compile_queue
+    compile_queue.close()
 
 
-async def test_callers_take_turns(patient: CompileLane) -> None:
+async def test_callers_take_turns(patient: CompileQueue) -> None:
     order = await served(patient, *[("many", 0, 0.01)] * 6, ("one", 0, 0.01), ("other", 0, 0.01))
     assert order.index("one") <= 2
     assert order.index("other") <= 3
 
 
-async def test_who_takes_longer_gets_fewer_turns(patient: CompileLane) -> None:
+async def test_who_takes_longer_gets_fewer_turns(patient: CompileQueue) -> None:
     order = await served(patient, *[("slow", 0, 0.05)] * 4, *[("quick", 0, 0.01)] * 4)
     assert order[-2:] == ["slow", "slow"]
 
 
-async def test_of_one_caller_the_smallest_comes_first(patient: CompileLane) -> None:
+async def test_of_one_caller_the_smallest_comes_first(patient: CompileQueue) -> None:
     sizes: list[int] = []
     go = threading.Event()
     first = asyncio.ensure_future(patient.run(go.wait))
@@ -107,7 +107,7 @@ async def test_of_one_caller_the_smallest_comes_first(patient: CompileLane) -> N
     assert sizes == [1, 1, 2, 3]
 
 
-async def test_time_that_was_not_used_is_not_saved_up(patient: CompileLane) -> None:
+async def test_time_that_was_not_used_is_not_saved_up(patient: CompileQueue) -> None:
     """Who comes late starts level: he is next, but does not hold the thread until he has had as much as the others."""
     order: list[str] = []
 
@@ -123,7 +123,7 @@ async def test_time_that_was_not_used_is_not_saved_up(patient: CompileLane) -> N
     assert "early" in after[:4]
 
 
-async def test_a_turn_that_comes_to_who_has_just_left_goes_on(patient: CompileLane) -> None:
+async def test_a_turn_that_comes_to_who_has_just_left_goes_on(patient: CompileQueue) -> None:
     go = threading.Event()
     first = asyncio.ensure_future(patient.run(go.wait))
     await asyncio.sleep(0)
@@ -135,7 +135,7 @@ async def test_a_turn_that_comes_to_who_has_just_left_goes_on(patient: CompileLa
     assert await asyncio.wait_for(patient.run(lambda: 3), 5) == 3
 
 
-async def test_the_thread_stays_busy_until_an_abandoned_compile_has_ended(patient: CompileLane) -> None:
+async def test_the_thread_stays_busy_until_an_abandoned_compile_has_ended(patient: CompileQueue) -> None:
     order: list[int] = []
     go = threading.Event()
 

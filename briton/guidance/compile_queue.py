@@ -26,7 +26,7 @@ class _Turn:
     begun: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class CompileLane:
+class CompileQueue:
     """The next turn is that of the caller who had the fewest seconds of the thread; of one caller's, the smallest
     text's, then the first's (start-time fair queueing: Goyal et al. 1996). For one event loop.
 
