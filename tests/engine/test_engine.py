@@ -474,6 +474,51 @@ async def test_an_executor_that_hangs_for_good_is_given_up(monkeypatch: pytest.M
     await asyncio.to_thread(engine._pump_thread.join)
 
 
+async def test_a_watchdog_that_fails_is_the_engines_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ended without a word, and nobody would have seen the executor hang."""
+    executor = FakeExecutor(step_s=0.005)
+    async with running(executor, stall=SOON) as engine:
+        reading = asyncio.create_task(collect(await engine.submit(PROMPT, greedy(2000))))
+        await until(lambda: engine.num_open == 1)
+
+        def fail() -> float:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(engine, "longest_cancel_s", fail)
+        death = await asyncio.wait_for(engine.wait_dead(), 5)
+        assert str(death) == "the watchdog failed: a bug"
+        with pytest.raises(EngineDead, match="the watchdog failed"):
+            await reading
+    assert [record.message for record in caplog.records if record.exc_info] == ["the watchdog failed"]
+    executor.shutdown()
+    await asyncio.to_thread(engine._pump_thread.join)
+
+
+async def test_a_listener_that_fails_is_its_own_affair(caplog: pytest.LogCaptureFixture) -> None:
+    """Its exception ended the watchdog, and at a death whoever waited for that waited for ever."""
+    executor = FakeExecutor(step_s=0.001)
+    states: list[EngineState] = []
+
+    def fail(state: EngineState) -> None:
+        raise RuntimeError(f"cannot take {state.value}")
+
+    async with running(executor, stall=replace(SOON, give_up_s=60)) as engine:
+        engine.on_state += [fail, states.append]
+        executor.hang()
+        reading = asyncio.create_task(collect(await engine.submit(PROMPT, greedy())))
+        await until(lambda: engine.state is EngineState.STALLED)
+        executor.hang(False)
+        assert len(tokens(await reading)) == 8
+        await until(lambda: engine.state is EngineState.SERVING)
+        executor.fail("out of memory")
+        await asyncio.wait_for(engine.wait_dead(), 5)
+    assert states == [EngineState.STALLED, EngineState.SERVING, EngineState.DEAD]
+    told = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert told == [f"cannot take {state.value}" for state in states]
+
+
 async def test_an_idle_executor_is_healthy() -> None:
     async with running(FakeExecutor(), stall=StallLimits(least_s=0.02, factor=1, give_up_s=0.02)) as engine:
         await asyncio.sleep(0.15)
