@@ -28,19 +28,25 @@ _NOTHING = re.compile("(?!)")
 class ControlTokens:
     """The control tokens of one model's chats: its special tokens, and others that its chat template names.
 
-    Immutable. White space is no control token, whatever a tokenizer calls it.
+    Immutable. A name counts in every spelling that the tokenizer's normalizer makes that name. White space is no
+    control token, whatever a tokenizer calls it.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         source = "\0".join(template.templates.values())
-        added = {token.content: token.special for token in tokenizer.backend.get_added_tokens_decoder().values()}
-        names = {name for name, special in added.items() if name.strip() and (special or name in source)}
+        added = tokenizer.backend.get_added_tokens_decoder()
+        is_special = {token.content: token.special for token in added.values()}
+        names = {name for name, special in is_special.items() if name.strip() and (special or name in source)}
         # <think> and </think> in an answer are the model's own words, which come back as its message.
-        sections = {name for name in names if not added[name] and _other_end(name) in added}
+        sections = {name for name in names if not is_special[name] and _other_end(name) in is_special}
         self._tokenizer = tokenizer
         self._any = _one_of(names)
         self._turns = _one_of(names - sections)
-        self._marked = re.compile(f"{_ANY_START}({self._any.pattern}){_ANY_END}|[{_START}{_END}]")
+        self._any_ids = frozenset(i for i, token in added.items() if token.content in names)
+        self._turn_ids = frozenset(i for i in self._any_ids if added[i].content not in sections)
+        # Some are sought in what the normalizer made of a text, where other letters have become a name.
+        self._normalizer = tokenizer.backend.normalizer if any(added[i].normalized for i in self._any_ids) else None
+        self._marked = re.compile(f"{_ANY_START}({self._any.pattern}|.){_ANY_END}|[{_START}{_END}]", re.DOTALL)
         self._newline = tokenizer.encode("\n")
         size, longer = len(self._newline), tokenizer.encode("\na")
         self._adds_prefix = longer[:size] == self._newline and longer[size:] != tokenizer.encode("a")
@@ -66,30 +72,54 @@ class ControlTokens:
             return self._tokenizer.encode(text, field=field)
         # Between marks stands what the template wrote; None where it took a mark from its other half.
         head, *pieces = self._marked.split(text)
+        apart = {piece: self._apart(piece, field) for piece in set(pieces[::2]) if piece}
         parts: list[str] = []
         for i, piece in enumerate(pieces):
             if piece:
-                parts += [piece] if i % 2 else self._apart(piece, field)
+                parts += [piece] if i % 2 else apart[piece]
         distinct = list(dict.fromkeys(parts))
         ids_of = dict(zip(distinct, self._continued(distinct, field), strict=True))
         return [*self._tokenizer.encode(head, field=field), *(i for part in parts for i in ids_of[part])]
 
     def _mark_any(self, text: str) -> str:
-        return self._any.sub(f"{_START}\\g<0>{_END}", text)
+        return self._mark_names(text, self._any, self._any_ids)
 
     def _mark_turns(self, text: str) -> str:
-        return self._turns.sub(f"{_START}\\g<0>{_END}", text)
+        return self._mark_names(text, self._turns, self._turn_ids)
+
+    def _mark_names(self, text: str, names: re.Pattern[str], ids: frozenset[int]) -> str:
+        if self._normalizer is None:
+            return names.sub(f"{_START}\\g<0>{_END}", text)
+        pieces = re.split(f"({names.pattern})", text)
+        return "".join(f"{_START}{piece}{_END}" if i % 2 else self._torn(piece, ids) for i, piece in enumerate(pieces))
+
+    def _torn(self, text: str, ids: frozenset[int]) -> str:
+        """A text with no name in it; the first character of what the normalizer makes one of is marked."""
+        if self._normalizer is None or not _is_unicode(text) or self._normalizer.normalize_str(text) == text:
+            return text
+        (encoding,) = self._tokenizer.backend.encode_batch([text], add_special_tokens=False)
+        found = [where for i, where in zip(encoding.ids, encoding.offsets, strict=True) if i in ids]
+        torn, done = "", 0
+        for start, end in found:
+            spelled = text[start:end]
+            start += len(spelled) - len(spelled.lstrip() or spelled)  # a token may take the space before it
+            torn += f"{self._torn(text[done:start], ids)}{_START}{text[start]}{_END}"
+            done = start + 1
+        return torn + (self._torn(text[done:], ids) if found else text)
 
     def _apart(self, name: str, field: str) -> list[str]:
-        """A control token's name in parts of which none is, or holds, a control token's."""
+        """A control token's name, or the first character of another spelling, in parts that are no control tokens."""
         parts: list[str] = []
-        while (found := self._any.search(name)) is not None:
-            if len(found[0]) == 1:
-                raise InvalidRequest(f"{field}: the control token {found[0]!r} cannot be read as text", field)
+        rest = name
+        while (found := self._any.search(rest)) is not None and len(found[0]) > 1:
             cut = found.start() + 1
-            parts.append(name[:cut])
-            name = name[cut:]
-        return [*parts, name]
+            parts.append(rest[:cut])
+            rest = rest[cut:]
+        parts.append(rest)
+        for ids in self._tokenizer.encode_batch(parts, field=field):
+            if not self._any_ids.isdisjoint(ids):
+                raise InvalidRequest(f"{field}: the control token {name!r} cannot be read as text", field)
+        return parts
 
     def _continued(self, texts: list[str], field: str) -> list[list[int]]:
         """Token ids of texts that go on, without the space that sentencepiece puts before the start of one."""
@@ -111,6 +141,15 @@ def _mark(value: Any, mark: Callable[[str], str]) -> Any:
     if isinstance(value, list | tuple):
         return [_mark(item, mark) for item in value]
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether `encode` takes it; it refuses half of a surrogate pair by name."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _one_of(names: set[str]) -> re.Pattern[str]:
