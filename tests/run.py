@@ -1,4 +1,5 @@
-"""`make test` and `make test-fast`: first what may share the machine, in parallel; then what bounds time, alone.
+"""`make test` and `make test-fast`: first what may share the machine, in parallel; then what computes long, or bounds
+time, alone: models and their ranks take all processors, and what runs beside them takes many times as long.
 
     python -m tests.run [--fast] [--coverage] [--workers N] [PATH ...] [-- OPTIONS OF PYTEST]
 
@@ -57,11 +58,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def runs(fast: bool, workers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The name and pytest's options of each run."""
-    also = " and not slow" if fast else ""
-    yield "in parallel", ("-n", str(workers), *PARALLEL, "-m", f"not timing{also}")
-    files = sorted(ROOT.glob("tests/**/test_*.py"))
-    timing = [str(file.relative_to(ROOT)) for file in files if "mark.timing" in file.read_text(encoding="utf-8")]
-    yield "alone", ("-m", f"timing{also}", *timing)
+    yield "in parallel", ("-n", str(workers), *PARALLEL, "-m", "not timing and not slow")
+    marks = ("mark.timing",) if fast else ("mark.timing", "mark.slow")
+    files = [file for file in sorted(ROOT.glob("tests/**/test_*.py")) if _has(file, marks)]
+    yield (
+        "alone",
+        ("-m", "timing and not slow" if fast else "timing or slow", *(str(file.relative_to(ROOT)) for file in files)),
+    )
+
+
+def _has(file: Path, marks: tuple[str, ...]) -> bool:
+    """Whether a file's text has one of these marks: the others need not be collected."""
+    text = file.read_text(encoding="utf-8")
+    return any(mark in text for mark in marks)
 
 
 def counts(report: Path) -> Counter[str]:
