@@ -19,6 +19,9 @@ GUIDE_FIELDS = (
 )
 
 _NO_GRAMMAR = "grammars are not supported; use a regular expression or a JSON schema"
+_NO_SCHEMA = "not known here; use response_format with a schema, or guided_json"
+_NO_CHOICE = "not known here; use guided_choice"
+_NO_GUIDANCE = "not known here; use guided_json, guided_regex or guided_choice"
 _NO_TAG = "structural tags are not supported; use a regular expression or a JSON schema"
 _NO_WHITESPACE = "whitespace cannot be chosen; use a regular expression for a form of your own"
 _NO_PROCESSOR = "code for logits is not supported; use guided_choice, guided_regex or logit_bias"
@@ -29,7 +32,15 @@ UNENFORCED = {
     "ebnf": _NO_GRAMMAR,
     "structural_tag": _NO_TAG,
     "guided_whitespace_pattern": _NO_WHITESPACE,
-    "format": "not known here; use response_format with a schema, or guided_json",
+    "lark": _NO_GRAMMAR,
+    "format": _NO_SCHEMA,
+    "json": _NO_SCHEMA,
+    "schema": _NO_SCHEMA,
+    "choice": _NO_CHOICE,
+    "choices": _NO_CHOICE,
+    "guided_decoding": _NO_GUIDANCE,
+    "guided_params": _NO_GUIDANCE,
+    "guidance": _NO_GUIDANCE,
     "allowed_token_ids": "not supported; use guided_choice or logit_bias",
     "logits_processors": _NO_PROCESSOR,
     "custom_logit_processor": _NO_PROCESSOR,
@@ -48,6 +59,7 @@ _Constraint = tuple[engine_pb2.Guide, str]  # and the path of the request field 
 def guide_of(fields: ConstraintFields, max_schema_bytes: int) -> tuple[engine_pb2.Guide | None, str]:
     """(the guide or None, the path of the request field it came from). Raises InvalidRequest and Unsupported."""
     _refuse(fields, UNENFORCED, "")
+    _refuse_parts(fields)
     found = [*_constraints(fields, max_schema_bytes)]
     if len(found) > 1:
         paths = " and ".join(path for _, path in found)
@@ -68,6 +80,8 @@ def _constraints(fields: ConstraintFields, max_bytes: int) -> Iterator[_Constrai
             yield engine_pb2.Guide(regex=regex), path
     if fields.guided_choice is not None:
         yield _of_choice(fields.guided_choice), "guided_choice"
+    if fields.guided_json_object:
+        yield engine_pb2.Guide(json_object=True), "guided_json_object"
 
 
 def _of_response_format(wanted: ResponseFormat, max_bytes: int) -> Iterator[_Constraint]:
@@ -132,6 +146,17 @@ def _of_choice(choices: list[str]) -> engine_pb2.Guide:
 
 def _refuse(fields: RequestModel, unenforced: dict[str, str], prefix: str) -> None:
     """Raise Unsupported for a constraint that would be dropped. Empty ones constrain nothing."""
-    for name, why in unenforced.items():
-        if getattr(fields, name):
-            raise Unsupported(f"{prefix}{name}: {why}", f"{prefix}{name}")
+    for attribute, field in type(fields).model_fields.items():
+        name = field.alias or attribute
+        if name in unenforced and getattr(fields, attribute):
+            raise Unsupported(f"{prefix}{name}: {unenforced[name]}", f"{prefix}{name}")
+
+
+def _refuse_parts(fields: ConstraintFields) -> None:
+    """Raise Unsupported for a constraint in an object whose other fields are ignored."""
+    if isinstance(fields.nvext, dict):
+        for name, value in fields.nvext.items():
+            if value and name.startswith("guided_") and name != "guided_decoding_backend":
+                raise Unsupported(f"nvext.{name}: constraints stand beside nvext here, not in it", f"nvext.{name}")
+    if isinstance(fields.text, dict) and fields.text.get("format") not in (None, {}, {"type": "text"}):
+        raise Unsupported("text.format: is the Responses API's; use response_format", "text.format")

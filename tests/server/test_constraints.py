@@ -31,6 +31,7 @@ ENFORCED: list[tuple[dict[str, Any], str]] = [
     ({"guided_json": '{"enum": ["x"]}'}, '"x"'),
     ({"guided_regex": "[0-9]{2}"}, "42"),
     ({"guided_choice": ["yes", "no"]}, "yes"),
+    ({"guided_json_object": True}, OBJECT),
     ({"extra_body": {"guided_choice": ["maybe"]}}, "maybe"),
     ({"regex": "[0-9]{2}"}, "42"),  # SGLang
     ({"json_schema": SCHEMA}, OBJECT),  # llama.cpp
@@ -56,6 +57,13 @@ BOTH = ("only one of", "can constrain a request")
 # fields -> the field named, and what the message says
 REFUSED: list[tuple[dict[str, Any], str, tuple[str, ...]]] = [
     *(({name: "root ::= x"}, name, ("use ",)) for name in UNENFORCED),
+    ({"guided_decoding": {"json": SCHEMA}}, "guided_decoding", ("use guided_json",)),
+    ({"nvext": {"guided_json": SCHEMA}}, "nvext.guided_json", ("beside nvext",)),  # Dynamo
+    ({"nvext": {"ignore_eos": True, "guided_choice": ["a"]}}, "nvext.guided_choice", ("beside nvext",)),
+    ({"extra_body": {"nvext": {"guided_regex": "a"}}}, "nvext.guided_regex", ("beside nvext",)),
+    ({"text": {"format": {"type": "json_schema", "schema": SCHEMA}}}, "text.format", ("use response_format",)),
+    ({"guided_json_object": 1}, "guided_json_object", ("boolean",)),
+    ({"guided_json_object": True, "guided_regex": "a"}, "guided_json_object", BOTH),
     ({"grammar": {"type": "json", "value": SCHEMA}}, "grammar", ("use a regular expression or a JSON schema",)),  # TGI
     ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar", ("use a regular expression",)),
     ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag", ("use ",)),
@@ -130,7 +138,12 @@ async def test_what_constrains_nothing_is_no_constraint(gateway: RunningGateway)
     """Clients send empty grammars, and `text`."""
     nothing: list[object] = ["", None, [], {}]
     fields = dict(zip(UNENFORCED, nothing * len(UNENFORCED), strict=False))
-    body = {"messages": HI, **fields, "response_format": {"type": "text"}, "modalities": ["text"]}
+    parts = {
+        "nvext": {"ignore_eos": True, "guided_json": None, "guided_decoding_backend": "xgrammar"},
+        "text": {"verbosity": "low", "format": {"type": "text"}},
+        "guided_json_object": False,
+    }
+    body = {"messages": HI, **fields, **parts, "response_format": {"type": "text"}, "modalities": ["text"]}
     assert (await gateway.post("/v1/chat/completions", body)).status_code == 200
 
 

@@ -26,15 +26,16 @@ REFUSED = {
     "suffix": "unless empty",
     "best_of": "above `n`",
     "modalities": "with any but `text`",
+    "nvext": "with `guided_json` and the like",
+    "text": "with a `format` other than `text`",
     **dict.fromkeys(UNENFORCED, "unless empty"),
 }
 # OpenAI's fields that no model declares: taken, and without effect.
 IGNORED_IN_CHAT = (
     "audio", "function_call", "metadata", "moderation", "parallel_tool_calls", "prompt_cache_key",
     "prompt_cache_options", "prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier", "store",
-    "user", "verbosity", "web_search_options",
+    "verbosity", "web_search_options",
 )  # fmt: skip
-IGNORED_IN_COMPLETIONS = ("user",)
 # What the models' own words do not say.
 _NOTES = {
     "model": "The served model's name or that of an adapter; any other is 404. Absent: the served model.",
@@ -92,7 +93,7 @@ _OBJECT_NOTES = {
 
 def sections() -> dict[str, str]:
     """Fields of both endpoints, then of each; and what is ignored."""
-    common = set(GenerationFields.model_fields)
+    common = {field.alias or name for name, field in GenerationFields.model_fields.items()}
     common_schema, chat_schema = GenerationFields.model_json_schema(), ChatCompletionRequest.model_json_schema()
     return {
         "common-fields": _table(GenerationFields, set()),
@@ -102,10 +103,7 @@ def sections() -> dict[str, str]:
         "chat-objects": _objects(chat_schema, set(common_schema["$defs"])),
         "ignored-fields": table(
             ("endpoint", "OpenAI's fields without effect"),
-            [
-                ("`/v1/chat/completions`", ", ".join(f"`{name}`" for name in IGNORED_IN_CHAT)),
-                ("`/v1/completions`", ", ".join(f"`{name}`" for name in IGNORED_IN_COMPLETIONS)),
-            ],
+            [("`/v1/chat/completions`", ", ".join(f"`{name}`" for name in IGNORED_IN_CHAT))],
         ),
     }
 

@@ -74,6 +74,8 @@ class ConstraintFields(RequestModel):
     """A regular expression, in Rust's syntax, that the whole answer matches."""
     guided_choice: Choices | None = None
     """The answer is one of these."""
+    guided_json_object: bool | None = None
+    """As `response_format` of type `json_object`."""
     json_schema: SchemaOrText | None = None
     """As `guided_json`: the spelling of SGLang and llama.cpp."""
     regex: Text | None = None
@@ -88,8 +90,29 @@ class ConstraintFields(RequestModel):
     """Not supported: refused."""
     structural_tag: Any = None
     """Not supported: refused."""
+    lark: Any = None
+    """Not supported: refused."""
     format: Any = None
     """Not supported: refused."""
+    # pydantic has methods of these two names.
+    json_value: Annotated[Any, Field(alias="json")] = None
+    """Not supported: refused."""
+    schema_value: Annotated[Any, Field(alias="schema")] = None
+    """Not supported: refused."""
+    choice: Any = None
+    """Not supported: refused."""
+    choices: Any = None
+    """Not supported: refused."""
+    guided_decoding: Any = None
+    """Not supported: refused."""
+    guided_params: Any = None
+    """Not supported: refused."""
+    guidance: Any = None
+    """Not supported: refused."""
+    nvext: Any = None
+    """Dynamo's extensions: ignored, but for constraints in them."""
+    text: Any = None
+    """The Responses API's options of a text: ignored, but for a `format`."""
     allowed_token_ids: Any = None
     """Not supported: refused."""
     logits_processors: Any = None
