@@ -32,7 +32,9 @@ class StandIn:
         self.set()
         path = [str(self.directory), str(SITE), *(entry for entry in sys.path if entry)]
         self.monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
-        self.monkeypatch.setenv("PATH", str(SITE), prepend=os.pathsep)
+        # The python3 of mpirun's first line is this one: another would find this one's standard library in its path.
+        here = Path(sys.executable).parent
+        self.monkeypatch.setenv("PATH", f"{SITE}{os.pathsep}{here}", prepend=os.pathsep)
         self.monkeypatch.setenv("STAND_IN", str(self.directory / "state.json"))
 
     def set(
