@@ -59,6 +59,7 @@ class Load:
     running: list[LedgerEntry] = field(default_factory=list)
     starting: list[LedgerEntry] = field(default_factory=list)  # have a place, and no token yet
     waiting: list[LedgerEntry] = field(default_factory=list)  # have none
+    num_running_sequences: int = 0
     num_prepared: int = 0  # admitted, and not submitted yet
 
     @classmethod
@@ -87,17 +88,13 @@ class Load:
         return load
 
     @property
-    def num_running_sequences(self) -> int:
-        """Sequences that run."""
-        return sum(entry.num_sequences for entry in self.running)
-
-    @property
     def num_waiting_tokens(self) -> int:
         """Tokens of the prompts that wait."""
         return sum(entry.num_prompt_tokens for entry in self.waiting)
 
     def _run(self, entry: LedgerEntry, lengths: OutputLengths) -> None:
         self.running.append(entry)
+        self.num_running_sequences += entry.num_sequences
         self.free_slots -= entry.num_sequences
         self.free_tokens -= _cache_tokens(entry, lengths)
 

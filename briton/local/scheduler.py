@@ -113,34 +113,15 @@ class Scheduler:
         self._highest = max(self._priorities, default=0)
         plan: StepPlan = []
         decoding = [s for s in self.running if s.num_output_tokens > 0 and self._missing(s) <= self.blocks.block_size]
-        preempted = False
-        budget = self._max_num_tokens
-        for sequence in decoding:
-            if not sequence.block_table:
-                continue  # preempted further up in this loop
-            count = self._take(sequence, sequence.num_computed_tokens, budget)
-            if count == 0:
-                continue
-            preempted |= self._make_room(sequence, sequence.num_computed_tokens + count, now)
-            if sequence.block_table:
-                plan.append(ScheduledSequence(sequence, count))
-                budget -= count
-        plan = [entry for entry in plan if entry.sequence.block_table]
         is_decoding = {id(sequence) for sequence in decoding}
-        budget = self._prompt_budget(plan, budget)
-        for sequence in sorted(self.running, key=lambda s: self._rank(s, now)):
-            if id(sequence) in is_decoding or not sequence.block_table:
-                continue
-            count = self._take(sequence, sequence.num_computed_tokens, budget)
-            if count == 0:
-                break
-            preempted |= self._make_room(sequence, sequence.num_computed_tokens + count, now)
-            if sequence.block_table:
-                plan.append(ScheduledSequence(sequence, count))
-                budget -= count
-        plan = [entry for entry in plan if entry.sequence.block_table]
-        if not preempted:
-            self._admit(plan, budget, now)
+        budget, preempted = self._continue(plan, decoding, self._max_num_tokens, now)
+        prompts = [sequence for sequence in self.running if id(sequence) not in is_decoding]
+        if prompts or self._waiting:  # else nobody asks for the budget, which takes its time to find
+            budget = self._prompt_budget(plan, budget)
+            prompts.sort(key=lambda s: self._rank(s, now))
+            budget, also = self._continue(plan, prompts, budget, now)
+            if not (preempted or also):
+                self._admit(plan, budget, now)
         return plan
 
     def attach_drafts(self, plan: StepPlan, drafts: Sequence[Draft | None]) -> StepPlan:
@@ -155,7 +136,8 @@ class Scheduler:
                 room = (own + max(0, unpromised)) * self.blocks.block_size - sequence.num_tokens
                 draft = draft if len(draft) <= room else draft.cut(max(0, room))
                 end = sequence.num_tokens + len(draft)
-                if self.blocks.blocks_missing(sequence, end) > self._extendable(sequence):
+                missing = self.blocks.blocks_missing(sequence, end)
+                if missing and missing > self._extendable(sequence):
                     draft, end = draft.cut(0), sequence.num_tokens  # what is likely was reserved, and others took it
                 unpromised -= max(0, self.blocks.blocks_for(end) - own)
                 self.blocks.extend(sequence, end)
@@ -212,11 +194,31 @@ class Scheduler:
         num_past = 0 if first is None else first.num_computed_tokens
         return prompt_tokens(policies.cost, shape, num_past, target_s=policies.target_inter_token_s, most=most)
 
+    def _continue(
+        self, plan: StepPlan, sequences: Sequence[SequenceState], budget: int, now: float
+    ) -> tuple[int, bool]:
+        """Add to the plan what running sequences compute next, in this order: the budget that is left, and whether
+        somebody gave way, who is then no longer in the plan."""
+        preempted = False
+        for sequence in sequences:
+            if not sequence.block_table:
+                continue  # preempted further up in this loop
+            count = self._take(sequence, sequence.num_computed_tokens, budget)
+            if count == 0:
+                break
+            preempted |= self._make_room(sequence, sequence.num_computed_tokens + count, now)
+            if sequence.block_table:
+                plan.append(ScheduledSequence(sequence, count))
+                budget -= count
+        plan[:] = [entry for entry in plan if entry.sequence.block_table]
+        return budget, preempted
+
     def _make_room(self, sequence: SequenceState, num_tokens: int, now: float) -> bool:
         """Extend a running sequence to `num_tokens`. Whoever is least important gives way until it fits, in the end
         the sequence itself; True when somebody did."""
         preempted = False
-        while self.blocks.blocks_missing(sequence, num_tokens) > self._extendable(sequence):
+        # Most steps need no new block: only the others ask what is promised to all that run.
+        while (missing := self.blocks.blocks_missing(sequence, num_tokens)) and missing > self._extendable(sequence):
             victim = max((s for s in self.running if self._may_give_way(s)), key=lambda s: self._rank(s, now))
             self._preempt(victim)
             preempted = True
